@@ -1,0 +1,90 @@
+"""The error tree. The type says whether trying again can help; nothing looks at message texts.
+
+SeckillError
+├── InvalidOrder            a record or request that is no order; names the field
+├── InvalidTransition       a change of a sale that its state or numbers do not allow
+├── SaleNotFound
+├── ProductUnavailable*     the product service did not answer, or answered with a transient error
+├── OrderUnavailable*       the same of the order service
+├── CoordinatorUnavailable* the same of the coordinator
+├── AdmissionUnavailable*   Redis did not answer; whether the script ran is unknown
+├── PublishUnknown*         Kafka did not acknowledge in time; the record may be there
+└── BranchFailed            a branch answered with an error that trying again will not mend
+(* retryable)
+"""
+
+from __future__ import annotations
+
+
+class SeckillError(Exception):
+    """The root. `retryable` says whether the same work may succeed when it is tried again."""
+
+    retryable: bool = False
+
+
+class InvalidOrder(SeckillError):
+    """Not an order: `field` names what is wrong, `problem` says how."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+class InvalidTransition(SeckillError):
+    """A change of a sale that its state or its numbers do not allow."""
+
+    def __init__(self, sale_id: int, problem: str) -> None:
+        super().__init__(f"sale {sale_id}: {problem}")
+        self.sale_id = sale_id
+        self.problem = problem
+
+
+class SaleNotFound(SeckillError):
+    def __init__(self, sale_id: int) -> None:
+        super().__init__(f"sale {sale_id} does not exist")
+        self.sale_id = sale_id
+
+
+class _Unavailable(SeckillError):
+    """A dependency that did not answer, or answered that it cannot now."""
+
+    retryable = True
+    what = "dependency"
+
+    def __init__(self, address: str, detail: str) -> None:
+        super().__init__(f"{self.what} at {address}: {detail}")
+        self.address = address
+        self.detail = detail
+
+
+class ProductUnavailable(_Unavailable):
+    what = "product service"
+
+
+class OrderUnavailable(_Unavailable):
+    what = "order service"
+
+
+class CoordinatorUnavailable(_Unavailable):
+    what = "coordinator"
+
+
+class AdmissionUnavailable(_Unavailable):
+    what = "redis"
+
+
+class PublishUnknown(_Unavailable):
+    """The record may be in the topic: what was admitted for it must not be undone."""
+
+    what = "kafka"
+
+
+class BranchFailed(SeckillError):
+    """A branch answered with an error that is neither a refusal nor transient."""
+
+    def __init__(self, method: str, code: str, detail: str) -> None:
+        super().__init__(f"{method} answered {code}: {detail}")
+        self.method = method
+        self.code = code
+        self.detail = detail

@@ -1,0 +1,282 @@
+"""Settings: one TOML file plus `SECKILL__SECTION__KEY` from the environment, read once at start.
+
+Order of precedence: environment, then the file given (`--config` or `SECKILL_CONFIG`), then the defaults below.
+Without a file the embedded profile that ships with the package is used. Every wrong value is named with its key,
+the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+ENV_PREFIX = "SECKILL__"
+ENV_DELIMITER = "__"
+CONFIG_VARIABLE = "SECKILL_CONFIG"
+
+_HOST_PORT = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message has one line per problem."""
+
+
+def _host_port(value: str) -> str:
+    match = _HOST_PORT.fullmatch(value)
+    if match is None or int(match[2]) > 65535:
+        raise ValueError("must be host:port, for example 127.0.0.1:8080")
+    return value
+
+
+def _bootstrap(value: str) -> str:
+    for part in value.split(","):
+        _host_port(part.strip())
+    return value
+
+
+Address = Annotated[str, AfterValidator(_host_port)]
+"""`host:port`; port 0 takes a free one where the address is one to listen on."""
+
+Addresses = Annotated[str, AfterValidator(_bootstrap)]
+Milliseconds = Annotated[int, Field(gt=0, le=86_400_000)]
+Seconds = Annotated[int, Field(gt=0, le=31_536_000)]
+Count = Annotated[int, Field(gt=0, le=100_000_000)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FrontSettings(Section):
+    """Where buyers' orders come in."""
+
+    http: Address = "127.0.0.1:8080"
+    grpc: Address = "127.0.0.1:9090"
+    operator_token: SecretStr | None = None  # unset: everything that changes a sale is closed
+    body_bytes_max: Annotated[int, Field(ge=256, le=16_777_216)] = 16_384
+    admission_batch_max: Annotated[int, Field(gt=0, le=1_000)] = 200
+    admission_queue_max: Count = 10_000
+    publish_timeout_ms: Milliseconds = 5_000
+    wait_max_ms: Milliseconds = 30_000  # longest GET /v1/orders/{id}?wait=
+    republish_every_ms: Milliseconds = 1_000
+    republish_batch_max: Count = 500
+    drain_timeout_ms: Milliseconds = 10_000
+
+
+class KafkaSettings(Section):
+    bootstrap: Addresses = "127.0.0.1:9092"
+    topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = "seckill-topic"
+    group: Annotated[str, Field(min_length=1, max_length=249)] = "seckill-group"
+    dead_letter_topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = "seckill-topic-dlt"
+    request_timeout_ms: Milliseconds = 10_000
+    session_timeout_ms: Milliseconds = 30_000
+    linger_ms: Annotated[int, Field(ge=0, le=1_000)] = 2
+    record_bytes_max: Annotated[int, Field(ge=1_024, le=10_485_760)] = 1_048_576
+
+
+class RedisSettings(Section):
+    url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    command_timeout_ms: Milliseconds = 2_000
+    connections_max: Annotated[int, Field(gt=1, le=1_000)] = 16
+    # Admission compares the server's run_id with the one stored with the sale, and pauses when Redis was restarted.
+    # Off only where the server cannot tell it (the embedded one, whose data dies with it anyway).
+    run_id_check: bool = True
+
+
+class LedgerSettings(Section):
+    """The list, kept in Redis, of orders that were accepted and have not ended."""
+
+    entries_max: Count = 100_000  # per sale; admission answers OVERLOADED above it
+    republish_after_ms: Milliseconds = 30_000
+    undecided_wait_ms: Milliseconds = 20_000
+    result_ttl_s: Seconds = 86_400  # counted from the end of the sale
+
+
+class ServiceSettings(Section):
+    """A gRPC service with a database of its own."""
+
+    grpc: Address
+    ops: Address  # HTTP: /healthz /readyz /metrics
+    database_url: SecretStr
+    pool_size: Annotated[int, Field(gt=0, le=200)] = 8
+    lock_wait_s: Annotated[int, Field(gt=0, le=3)] = 3
+    drain_timeout_ms: Milliseconds = 10_000
+
+
+class ProductSettings(ServiceSettings):
+    grpc: Address = "127.0.0.1:9101"
+    ops: Address = "127.0.0.1:9111"
+    database_url: SecretStr = SecretStr("sqlite+aiosqlite:///product.db")
+
+
+class OrderSettings(ServiceSettings):
+    grpc: Address = "127.0.0.1:9102"
+    ops: Address = "127.0.0.1:9112"
+    database_url: SecretStr = SecretStr("sqlite+aiosqlite:///order.db")
+
+
+class DtmSettings(Section):
+    """The coordinator as its clients see it: a DTM server, or ours."""
+
+    grpc: Address = "127.0.0.1:36790"
+    http: Address = "127.0.0.1:36789"
+    request_timeout_ms: Milliseconds = 5_000
+    try_timeout_ms: Annotated[int, Field(gt=0, le=3_000)] = 3_000
+    submit_timeout_ms: Milliseconds = 10_000
+    timeout_to_fail_s: Seconds = 10  # a prepared transaction that nobody submits is cancelled after it
+    retry_interval_s: Seconds = 10
+    branch_timeout_s: Seconds = 3
+
+
+class CoordinatorSettings(Section):
+    """Our own DTM-compatible coordinator."""
+
+    grpc: Address = "127.0.0.1:36790"
+    http: Address = "127.0.0.1:36789"  # query API, /healthz /readyz /metrics
+    database_url: SecretStr = SecretStr("sqlite+aiosqlite:///coordinator.db")
+    cron_interval_ms: Milliseconds = 1_000
+    branch_timeout_s: Seconds = 3
+    retry_interval_s: Seconds = 10
+    timeout_to_fail_s: Seconds = 35  # when a transaction names none
+    drain_timeout_ms: Milliseconds = 10_000
+
+
+class WorkerSettings(Section):
+    """The consumer of `seckill-topic`."""
+
+    ops: Address = "127.0.0.1:9113"
+    batch_max: Annotated[int, Field(gt=0, le=500)] = (
+        500  # orders per global transaction; 1: one message, one transaction
+    )
+    batch_bytes_max: Annotated[int, Field(ge=1_024, le=60_000)] = 60_000  # DTM's payload column takes 65,535
+    groups_per_sale_max: Annotated[int, Field(gt=0, le=64)] = 2
+    inflight_max: Count = 5_000  # orders fetched and not yet committed
+    poll_timeout_ms: Milliseconds = 200
+    drain_timeout_ms: Milliseconds = 15_000
+
+
+class RetrySettings(Section):
+    """In-place attempts before a record is dead-lettered."""
+
+    attempts_max: Annotated[int, Field(gt=0, le=100)] = 5
+    base_ms: Milliseconds = 100
+    cap_ms: Milliseconds = 2_000
+
+
+class LogSettings(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    json_lines: bool = False
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=ENV_DELIMITER,
+        extra="forbid",
+        frozen=True,
+        env_ignore_empty=True,
+    )
+
+    profile: Literal["embedded", "real"] = "real"
+    front: FrontSettings = FrontSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    redis: RedisSettings = RedisSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    product: ProductSettings = ProductSettings()
+    order: OrderSettings = OrderSettings()
+    dtm: DtmSettings = DtmSettings()
+    coordinator: CoordinatorSettings = CoordinatorSettings()
+    worker: WorkerSettings = WorkerSettings()
+    retry: RetrySettings = RetrySettings()
+    log: LogSettings = LogSettings()
+
+    SECTIONS: ClassVar[tuple[str, ...]] = (
+        "front", "kafka", "redis", "ledger", "product", "order", "dtm", "coordinator", "worker", "retry", "log",
+    )  # fmt: skip
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+
+def embedded_profile() -> str:
+    """The text of `config/embedded.toml`: from the wheel, or from the checkout that the package is run from."""
+    packaged = resources.files("seckill") / "profiles" / "embedded.toml"
+    if packaged.is_file():
+        return packaged.read_text(encoding="utf-8")
+    checkout = Path(__file__).resolve().parent.parent / "config" / "embedded.toml"
+    return checkout.read_text(encoding="utf-8")
+
+
+def load_settings(config: Path | None = None, *, overrides: dict[str, Any] | None = None) -> Settings:
+    """Reads the file (or the embedded profile) and the environment. Raises SettingsError naming every problem.
+
+    `overrides` is a nested dictionary laid over the file: what `seckill up` tells later commands about itself.
+    """
+    chosen = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
+    source = str(chosen) if chosen else "the embedded profile"
+    values = _merged(_parse(chosen, source), overrides or {})
+    unknown = [f"{name}: no such setting" for name in _unknown_variables()]
+    try:
+        settings = Settings(**values)
+    except ValidationError as error:
+        problems = unknown + [_describe(problem) for problem in error.errors()]
+    else:
+        problems = unknown
+    if problems:
+        lines = "\n".join(f"  {line}" for line in problems)
+        raise SettingsError(f"wrong settings (from {source} and {ENV_PREFIX}… variables):\n{lines}")
+    return settings
+
+
+def _parse(path: Path | None, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(embedded_profile() if path is None else path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read the settings file {source}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{source} is not valid TOML: {error}") from error
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _unknown_variables() -> list[str]:
+    """Variables with our prefix that name no section or key: a typing error that would otherwise go unseen."""
+    known = {"PROFILE"}
+    for section in Settings.SECTIONS:
+        model = Settings.model_fields[section].annotation
+        assert model is not None
+        known |= {f"{section}{ENV_DELIMITER}{key}".upper() for key in model.model_fields}
+    names = (name for name in os.environ if name.upper().startswith(ENV_PREFIX))
+    return sorted(name for name in names if name.upper().removeprefix(ENV_PREFIX) not in known)
+
+
+def _describe(problem: Any) -> str:
+    location = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    value = problem.get("input")
+    if problem["type"] == "extra_forbidden":
+        return f"{location}: no such setting"
+    secret = any(word in location for word in ("token", "url", "password"))
+    shown = "" if secret or isinstance(value, dict) else f" = {value!r}"
+    return f"{location}{shown}: {message}"

@@ -1,0 +1,1 @@
+"""Generated protobuf code; written by `make proto`, never edited."""
