@@ -165,9 +165,9 @@ class WorkerSettings(Section):
 class RetrySettings(Section):
     """In-place attempts before a record is dead-lettered."""
 
-    attempts_max: Annotated[int, Field(gt=0, le=100)] = 5
+    attempts_max: Annotated[int, Field(gt=0, le=100)] = 8
     base_ms: Milliseconds = 100
-    cap_ms: Milliseconds = 2_000
+    cap_ms: Milliseconds = 5_000
 
 
 class LogSettings(Section):

@@ -15,20 +15,44 @@ SeckillError
 
 from __future__ import annotations
 
+from seckill.domain.reasons import DeadLetterReason
+
 
 class SeckillError(Exception):
     """The root. `retryable` says whether the same work may succeed when it is tried again."""
 
     retryable: bool = False
+    dead_letter_reason: DeadLetterReason = DeadLetterReason.RETRIES_EXHAUSTED
 
 
 class InvalidOrder(SeckillError):
     """Not an order: `field` names what is wrong, `problem` says how."""
 
+    dead_letter_reason = DeadLetterReason.INVALID_FIELD
+
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
         self.field = field
         self.problem = problem
+
+
+class UnreadableRecord(InvalidOrder):
+    """Not JSON at all: the bytes are set aside untouched."""
+
+    dead_letter_reason = DeadLetterReason.UNREADABLE
+
+    def __init__(self, problem: str) -> None:
+        super().__init__("record", problem)
+
+
+class OrderIdReused(InvalidOrder):
+    """The order id came before with another buyer, sale or quantity."""
+
+    dead_letter_reason = DeadLetterReason.ID_REUSED
+
+    def __init__(self, order_id: str) -> None:
+        super().__init__("order_id", f"{order_id} came before with other contents")
+        self.order_id = order_id
 
 
 class InvalidTransition(SeckillError):
@@ -80,8 +104,32 @@ class PublishUnknown(_Unavailable):
     what = "kafka"
 
 
+class TransactionCancelled(SeckillError):
+    """The global transaction was rolled back; nothing holds the order and a new gid may try."""
+
+    retryable = True
+
+    def __init__(self, gid: str, detail: str) -> None:
+        super().__init__(f"transaction {gid} was cancelled: {detail}")
+        self.gid = gid
+        self.detail = detail
+
+
+class AdmissionClosed(SeckillError):
+    """An order that came past the front met a paused sale or a full ledger: later it may be admitted."""
+
+    retryable = True
+
+    def __init__(self, order_id: str, code: str) -> None:
+        super().__init__(f"{order_id} is not admitted now: {code}")
+        self.order_id = order_id
+        self.code = code
+
+
 class BranchFailed(SeckillError):
     """A branch answered with an error that is neither a refusal nor transient."""
+
+    dead_letter_reason = DeadLetterReason.BRANCH_FAILED
 
     def __init__(self, method: str, code: str, detail: str) -> None:
         super().__init__(f"{method} answered {code}: {detail}")

@@ -46,4 +46,5 @@ class DeadLetterReason(StrEnum):
     INVALID_FIELD = "INVALID_FIELD"  # JSON, but not an order; the message names the field
     ID_REUSED = "ID_REUSED"  # the order id came twice with other contents
     RETRIES_EXHAUSTED = "RETRIES_EXHAUSTED"
+    BRANCH_FAILED = "BRANCH_FAILED"  # a service answered with an error that is no refusal and not transient
     UNEXPECTED = "UNEXPECTED"  # an error that nobody foresaw

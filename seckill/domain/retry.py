@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from seckill.domain.errors import InvalidOrder, SeckillError
+from seckill.domain.errors import SeckillError
 from seckill.domain.reasons import DeadLetterReason
 
 
@@ -30,11 +30,9 @@ class RetryPolicy:
 
     def decide(self, *, attempt: int, error: Exception) -> Retry | Dead:
         """`attempt` counts from 1 and is the one that just failed with `error`."""
-        if isinstance(error, InvalidOrder):
-            return Dead(DeadLetterReason.INVALID_FIELD)
         if not isinstance(error, SeckillError):
             return Dead(DeadLetterReason.UNEXPECTED)
         if not error.retryable or attempt >= self.attempts_max:
-            return Dead(DeadLetterReason.RETRIES_EXHAUSTED)
+            return Dead(error.dead_letter_reason)
         ceiling_ms = min(self.cap_ms, self.base_ms * 2 ** (attempt - 1))
         return Retry(self.jitter.randint(ceiling_ms // 2, ceiling_ms))

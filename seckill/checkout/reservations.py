@@ -1,0 +1,144 @@
+"""The reservation rows as the checkout reads them: the only place where an order's fate is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import grpc
+
+from seckill.domain.errors import BranchFailed, OrderIdReused, ProductUnavailable, SeckillError
+from seckill.domain.order import Order
+from seckill.domain.outcomes import Confirmed, Failed, Outcome, Rejected, Undecided
+from seckill.domain.reasons import Rejection
+from seckill.wire import product_pb2, product_pb2_grpc
+
+LOOKUP_MAX = 500
+"""Order ids in one look-up."""
+
+TRANSIENT = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INTERNAL,
+    }
+)
+
+
+class ReservationState(Enum):
+    FROZEN = product_pb2.FROZEN
+    SOLD = product_pb2.SOLD
+    RELEASED = product_pb2.RELEASED
+    REJECTED = product_pb2.REJECTED
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What stands about one order: `gid` holds or ended it, `reason` belongs to REJECTED (or names a conflict)."""
+
+    key: bytes
+    state: ReservationState
+    gid: str
+    reason: str
+    sale_id: int
+
+
+def outcome_of(order: Order, row: Reservation | None, *, gid: str) -> Outcome | None:
+    """What a row means for its order; None when nothing holds it and a new gid may try. Pure.
+
+    `gid` is the transaction that asks: frozen under it is as undecided as under any other, once it was submitted.
+    """
+    match row:
+        case None | Reservation(state=ReservationState.RELEASED):
+            return None
+        case Reservation(reason=Rejection.ORDER_CONFLICT, state=state) if state is not ReservationState.REJECTED:
+            return Failed(OrderIdReused(order.order_id))
+        case Reservation(state=ReservationState.SOLD):
+            return Confirmed()
+        case Reservation(state=ReservationState.REJECTED, reason=reason):
+            return Rejected(reason)
+        case Reservation(state=ReservationState.FROZEN, gid=holder):
+            return Undecided(holder, "its own transaction" if holder == gid else "another transaction holds it")
+
+
+def reservation_from_wire(row: product_pb2.Reservation) -> Reservation:
+    return Reservation(row.order_id, ReservationState(row.state), row.gid, row.reason, row.sale_id)
+
+
+def items_of(orders: Iterable[Order]) -> list[product_pb2.Item]:
+    return [
+        product_pb2.Item(
+            order_id=order.key, user_id=order.user_id, quantity=order.quantity, admitted_at_ms=order.admitted_at_ms
+        )
+        for order in orders
+    ]
+
+
+class Reservations:
+    """Read and reject reservations over gRPC. Every method raises ProductUnavailable, or BranchFailed."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, address: str, timeout_ms: int) -> None:
+        self._stub = product_pb2_grpc.ProductStub(channel)
+        self._address = address
+        self._timeout_s = timeout_ms / 1000
+
+    async def of_gid(self, gid: str) -> dict[bytes, Reservation]:
+        """Rows that the gid holds or ended, by order key."""
+        request = product_pb2.ReservationsOfGidRequest(gid=gid)
+        try:
+            reply = await self._stub.ReservationsOfGid(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._problem("ReservationsOfGid", error) from error
+        return _by_key(reply.reservations)
+
+    async def of_orders(self, orders: Sequence[Order]) -> dict[bytes, Reservation]:
+        """Rows of these orders, by order key; an order without a row is absent."""
+        found: dict[bytes, Reservation] = {}
+        for start in range(0, len(orders), LOOKUP_MAX):
+            keys = [order.key for order in orders[start : start + LOOKUP_MAX]]
+            request = product_pb2.ReservationsRequest(order_ids=keys)
+            try:
+                reply = await self._stub.Reservations(request, timeout=self._timeout_s)
+            except grpc.aio.AioRpcError as error:
+                raise self._problem("Reservations", error) from error
+            found |= _by_key(reply.reservations)
+        return found
+
+    async def reject(self, orders: Sequence[Order], reasons: Mapping[bytes, str]) -> dict[bytes, Reservation]:
+        """Writes `rejected(reason)` over `released` or no row; answers what then stands, which may be another end."""
+        standing: dict[bytes, Reservation] = {}
+        for reason in sorted(set(reasons.values())):
+            for sale_id, product_id in sorted({(o.sale_id, o.product_id) for o in orders}):
+                chosen = [
+                    o for o in orders
+                    if reasons.get(o.key) == reason and (o.sale_id, o.product_id) == (sale_id, product_id)
+                ]  # fmt: skip
+                if chosen:
+                    standing |= await self._reject(chosen, reason, sale_id=sale_id, product_id=product_id)
+        return standing
+
+    async def _reject(
+        self, orders: Sequence[Order], reason: str, *, sale_id: int, product_id: int
+    ) -> dict[bytes, Reservation]:
+        request = product_pb2.RejectReservationsRequest(
+            product_id=product_id, sale_id=sale_id, reason=reason, items=items_of(orders)
+        )
+        try:
+            reply = await self._stub.RejectReservations(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._problem("RejectReservations", error) from error
+        return _by_key(reply.reservations)
+
+    def _problem(self, method: str, error: grpc.aio.AioRpcError) -> SeckillError:
+        detail = f"{error.code().name} {error.details()}"
+        if error.code() in TRANSIENT:
+            return ProductUnavailable(self._address, f"{method}: {detail}")
+        return BranchFailed(f"product.Product/{method}", error.code().name, error.details() or "")
+
+
+def _by_key(rows: Iterable[product_pb2.Reservation]) -> dict[bytes, Reservation]:
+    return {row.order_id: reservation_from_wire(row) for row in rows}

@@ -1,0 +1,1 @@
+"""Kafka: records in and out. Knows orders and topics; knows nothing of transactions or of Redis."""

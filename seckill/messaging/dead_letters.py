@@ -1,0 +1,61 @@
+"""Setting a record aside with everything needed to understand it.
+
+Header names follow KIP-1191 (`__dlq.errors.*`); ours come beside them under `seckill-dlq-`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from seckill.domain.reasons import DeadLetterReason
+from seckill.messaging.envelope import Headers, Record, with_origin
+from seckill.messaging.publisher import Publisher
+
+MESSAGE_MAX = 1_000
+"""Characters of an error's text kept in a header."""
+
+_OURS = ("__dlq.errors.", "seckill-dlq-")
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """Why a record is set aside, and how often it was tried."""
+
+    reason: DeadLetterReason
+    error: Exception
+    attempts: int
+    first_failed_ms: int
+
+
+def letter_headers(record: Record, letter: Letter, *, group: str, now_ms: int) -> Headers:
+    """The record's own headers and the story of its failure. Pure."""
+    kept = tuple(header for header in with_origin(record) if not header[0].startswith(_OURS))
+    story = {
+        "__dlq.errors.topic": record.topic,
+        "__dlq.errors.partition": str(record.partition),
+        "__dlq.errors.offset": str(record.offset),
+        "__dlq.errors.group": group,
+        "__dlq.errors.message": str(letter.error)[:MESSAGE_MAX],
+        "seckill-dlq-exception": type(letter.error).__name__,
+        "seckill-dlq-reason": letter.reason.value,
+        "seckill-dlq-attempts": str(letter.attempts),
+        "seckill-dlq-first-failed-ms": str(letter.first_failed_ms),
+        "seckill-dlq-last-failed-ms": str(now_ms),
+        "seckill-dlq-replays": "0",
+    }
+    return (*kept, *((name, value.encode()) for name, value in story.items()))
+
+
+class DeadLetters:
+    """The dead-letter topic, as its writer sees it."""
+
+    def __init__(self, publisher: Publisher, *, topic: str, group: str) -> None:
+        self._publisher = publisher
+        self._topic = topic
+        self._group = group
+
+    async def bury(self, record: Record, letter: Letter) -> None:
+        """Writes key and value untouched. Raises PublishUnknown; writing twice is harmless, dropping is not."""
+        headers = letter_headers(record, letter, group=self._group, now_ms=int(time.time() * 1000))
+        await self._publisher.send(self._topic, key=record.key, value=record.value, headers=headers)

@@ -1,0 +1,113 @@
+"""How far a consumer group is behind, as any onlooker can ask: without joining the group or moving anything.
+
+Only OffsetFetch and ListOffsets are used, which every broker answers, librdkafka's mock cluster included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from seckill.domain.errors import PublishUnknown
+from seckill.messaging.envelope import Record
+from seckill.settings import KafkaSettings
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionLag:
+    """`committed` is None when the group never committed here: then everything that is still kept counts."""
+
+    topic: str
+    partition: int
+    committed: int | None
+    beginning: int
+    end: int
+
+    @property
+    def lag(self) -> int:
+        return max(0, self.end - max(self.beginning, self.committed or 0))
+
+
+async def consumer_lag(settings: KafkaSettings) -> list[PartitionLag]:
+    """The group's lag on every partition of the topic. Raises PublishUnknown when no broker answers."""
+    within_ms = settings.request_timeout_ms
+    async with _onlooker(settings, settings.topic, group=settings.group, within_ms=within_ms) as (consumer, partitions):
+        beginnings = await consumer.beginning_offsets(partitions)
+        ends = await consumer.end_offsets(partitions)
+        committed = [await consumer.committed(partition) for partition in partitions]
+    return [
+        PartitionLag(each.topic, each.partition, offset, beginnings[each], ends[each])
+        for each, offset in zip(partitions, committed, strict=True)
+    ]
+
+
+async def read_topic(settings: KafkaSettings, topic: str, *, within_ms: int = 60_000) -> list[Record]:
+    """Every record that the topic holds now, in the order of each partition. Raises PublishUnknown."""
+    records: list[Record] = []
+    async with _onlooker(settings, topic, group=None, within_ms=within_ms) as (consumer, partitions):
+        if not partitions:
+            return []
+        ends = await consumer.end_offsets(partitions)
+        await consumer.seek_to_beginning(*partitions)
+        while any([await consumer.position(each) < ends[each] for each in partitions]):
+            batches = await consumer.getmany(timeout_ms=200)
+            records += [_record(each) for batch in batches.values() for each in batch]
+    return records
+
+
+@asynccontextmanager
+async def _onlooker(
+    settings: KafkaSettings, topic: str, *, group: str | None, within_ms: int
+) -> AsyncIterator[tuple[Any, list[TopicPartition]]]:
+    """A consumer assigned to the topic's partitions by hand (none when the topic does not exist)."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.bootstrap,
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        request_timeout_ms=settings.request_timeout_ms,
+    )
+    try:
+        async with asyncio.timeout(within_ms / 1000):
+            await consumer.start()
+            numbers = await _partitions(consumer, topic)
+            partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
+            consumer.assign(partitions)
+            yield consumer, partitions
+    except (KafkaError, TimeoutError) as error:
+        raise PublishUnknown(settings.bootstrap, str(error) or "no answer in time") from error
+    finally:
+        await _stop(consumer)
+
+
+async def _partitions(consumer: Any, topic: str) -> set[int]:
+    """Asks for the metadata of all topics: asking for one by name would make it."""
+    cluster = await consumer._client.fetch_all_metadata()  # the consumer has no public way to it
+    return set(cluster.partitions_for_topic(topic) or ())
+
+
+async def _stop(consumer: Any) -> None:
+    """`stop()` can hang while Kafka is down, so it is bounded."""
+    try:
+        async with asyncio.timeout(2):
+            await consumer.stop()
+    except (TimeoutError, KafkaError):
+        return
+
+
+def _record(fetched: Any) -> Record:
+    return Record(
+        topic=fetched.topic,
+        partition=fetched.partition,
+        offset=fetched.offset,
+        timestamp_ms=fetched.timestamp,
+        key=fetched.key,
+        value=fetched.value,
+        headers=tuple((name, value or b"") for name, value in fetched.headers),
+    )

@@ -1,0 +1,272 @@
+"""Fetch, group, carry, commit: the consumer's loop, without a word of what carrying an order means.
+
+Records are taken off their partitions as they come and wait in one lane per sale. While a lane's groups are being
+carried, what arrives behind them forms the next group: at low load a group is one order, at the peak the backlog
+itself makes them large. A record's offset is committed only after everything in it has been routed.
+
+    fetch ─▶ lane (sale A) ─▶ carry up to batch_max ─▶ progress ─▶ commit
+          └▶ lane (sale B) ─▶ …
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+
+from seckill.domain.errors import InvalidOrder
+from seckill.domain.order import Order
+from seckill.messaging.envelope import Record, decode
+from seckill.messaging.metrics import COMMITS, FETCHED, GROUP_SIZE, INFLIGHT
+from seckill.messaging.offsets import PartitionProgress
+
+log = structlog.get_logger()
+
+COMMIT_EVERY_S = 0.1
+COMMIT_TIMEOUT_S = 10.0
+
+
+@dataclass(slots=True)
+class Arrival:
+    """One record in the worker's hands, until everything in it is routed."""
+
+    partition: TopicPartition
+    progress: PartitionProgress
+    record: Record
+    unrouted: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """An order and the record that brought it. `alone`: the record holds nothing else."""
+
+    order: Order
+    record: Record
+    arrival: Arrival
+    alone: bool = True
+
+
+class Carrier(Protocol):
+    """What a worker does with what it fetched. Both return only after the order or record has been routed."""
+
+    async def carry(self, orders: Sequence[Delivered]) -> None:
+        """Orders of one sale, each record routed when this returns."""
+
+    async def bury(self, record: Record, error: InvalidOrder) -> None:
+        """A record that holds no order."""
+
+
+@dataclass(slots=True)
+class Lane:
+    """What waits for one sale, and how many groups of it are being carried."""
+
+    waiting: deque[Delivered] = field(default_factory=deque)
+    carrying: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    batch_max: int
+    groups_per_sale_max: int
+    inflight_max: int
+    poll_timeout_ms: int
+    drain_timeout_ms: int
+
+
+class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
+    """Runs until `stop()` or until its task is cancelled, and drains in both cases."""
+
+    def __init__(self, consumer: AIOKafkaConsumer, carrier: Carrier, limits: WorkerLimits) -> None:
+        self._consumer = consumer
+        self._carrier = carrier
+        self._limits = limits
+        self._lanes: dict[tuple[int, int], Lane] = {}
+        self._progress: dict[TopicPartition, PartitionProgress] = {}
+        self._inflight = 0  # orders fetched and not routed
+        self._moved = asyncio.Event()  # something was routed
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopping = asyncio.Event()
+        self._rebalancing = False
+        self._tasks: asyncio.TaskGroup
+        self._work: set[asyncio.Task[None]] = set()
+        self._commit_lock = asyncio.Lock()
+
+    def stop(self) -> None:
+        """Stops fetching; `run` returns when what was fetched has been routed and committed, or the deadline passes."""
+        self._stopping.set()
+
+    async def run(self, topics: Sequence[str]) -> None:
+        """Consumes `topics` with the (started) consumer. An unforeseen error ends the run, uncommitted."""
+        self._consumer.subscribe(list(topics), listener=self)
+        async with asyncio.TaskGroup() as self._tasks:
+            committer = self._tasks.create_task(self._commit_regularly(), name="commit")
+            try:
+                while not self._stopping.is_set():
+                    self._accept(await self._fetch())
+            finally:
+                await self._drain()
+                committer.cancel()
+
+    # --- fetch ---------------------------------------------------------------------------------------------------
+
+    async def _fetch(self) -> dict[TopicPartition, list[ConsumerRecord]]:
+        """What has come; nothing while too much is in flight or partitions are being handed over."""
+        room = self._limits.inflight_max - self._inflight
+        if room <= 0 or self._rebalancing:
+            self._moved.clear()
+            await _within(self._limits.poll_timeout_ms, self._moved.wait())
+            return {}
+        batches: dict[TopicPartition, list[ConsumerRecord]] = await self._consumer.getmany(
+            timeout_ms=self._limits.poll_timeout_ms, max_records=room
+        )
+        return batches
+
+    def _accept(self, batches: dict[TopicPartition, list[ConsumerRecord]]) -> None:
+        for partition, records in batches.items():
+            progress = self._progress.setdefault(partition, PartitionProgress())
+            FETCHED.inc(len(records))
+            for fetched in records:
+                progress.take(fetched.offset)
+                self._sort(Arrival(partition, progress, _record(fetched)))
+        for key in list(self._lanes):
+            self._dispatch(key)
+
+    def _sort(self, arrival: Arrival) -> None:
+        """Into the lane of its sale, or aside when it holds no order."""
+        try:
+            orders = decode(arrival.record)
+        except InvalidOrder as error:
+            self._count(1)
+            self._start(self._bury(arrival, error))
+            return
+        arrival.unrouted = len(orders)
+        self._count(len(orders))
+        for order in orders:
+            lane = self._lanes.setdefault((order.product_id, order.sale_id), Lane())
+            lane.waiting.append(Delivered(order, arrival.record, arrival, alone=len(orders) == 1))
+
+    # --- carry ---------------------------------------------------------------------------------------------------
+
+    def _dispatch(self, key: tuple[int, int]) -> None:
+        lane = self._lanes[key]
+        while lane.waiting and lane.carrying < self._limits.groups_per_sale_max:
+            size = min(len(lane.waiting), self._limits.batch_max)
+            group = [lane.waiting.popleft() for _ in range(size)]
+            lane.carrying += 1
+            GROUP_SIZE.observe(size)
+            self._start(self._carry(key, group))
+        if not lane.waiting and not lane.carrying:
+            del self._lanes[key]
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = self._tasks.create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    async def _carry(self, key: tuple[int, int], group: list[Delivered]) -> None:
+        await self._carrier.carry(group)
+        for delivered in group:
+            self._routed(delivered.arrival)
+        self._lanes[key].carrying -= 1
+        self._dispatch(key)
+
+    async def _bury(self, arrival: Arrival, error: InvalidOrder) -> None:
+        await self._carrier.bury(arrival.record, error)
+        self._routed(arrival)
+
+    def _routed(self, arrival: Arrival) -> None:
+        arrival.unrouted -= 1
+        if arrival.unrouted == 0:
+            arrival.progress.finish(arrival.record.offset)
+        self._count(-1)
+        self._moved.set()
+
+    def _count(self, change: int) -> None:
+        self._inflight += change
+        INFLIGHT.set(self._inflight)
+        if self._inflight:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    # --- commit --------------------------------------------------------------------------------------------------
+
+    async def _commit_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(COMMIT_EVERY_S)
+            await self._commit()
+
+    async def _commit(self) -> None:
+        """Commits what moved, per partition and explicitly. A commit that fails is repeated with the next one."""
+        async with self._commit_lock:
+            assigned = self._consumer.assignment()
+            moved = {
+                partition: progress.uncommitted
+                for partition, progress in self._progress.items()
+                if partition in assigned and progress.uncommitted is not None
+            }
+            if not moved:
+                return
+            try:
+                async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                    await self._consumer.commit(moved)
+            except (CommitFailedError, IllegalStateError, KafkaError, TimeoutError) as error:
+                # The records come again and find themselves decided: a lost commit costs work, never an order.
+                COMMITS.labels("failed").inc()
+                log.warning("commit_failed", error=f"{type(error).__name__}: {error}")
+                return
+            COMMITS.labels("ok").inc()
+            for partition, offset in moved.items():
+                self._progress[partition].committed = offset
+
+    # --- rebalance and end ---------------------------------------------------------------------------------------
+
+    async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+        """Another worker takes over: finish what is in hand, within the deadline, and hand over clean offsets."""
+        self._rebalancing = True
+        await _within(self._limits.drain_timeout_ms, self._idle.wait())
+        await self._commit()
+        for partition in revoked:
+            self._progress.pop(partition, None)
+        log.info("partitions_revoked", partitions=sorted(p.partition for p in revoked))
+
+    async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        self._rebalancing = False
+        log.info("partitions_assigned", partitions=sorted(p.partition for p in assigned))
+
+    async def _drain(self) -> None:
+        """Finishes what was fetched and commits it; what the deadline cuts off is not committed and comes again."""
+        if not await _within(self._limits.drain_timeout_ms, self._idle.wait()):
+            log.warning("drain_incomplete", unrouted=self._inflight)
+            for task in self._work:
+                task.cancel()
+        await self._commit()
+
+
+async def _within(limit_ms: int, waiting: Awaitable[object]) -> bool:
+    """Whether it happened within the limit."""
+    try:
+        async with asyncio.timeout(limit_ms / 1000):
+            await waiting
+    except TimeoutError:
+        return False
+    return True
+
+
+def _record(fetched: ConsumerRecord) -> Record:
+    return Record(
+        topic=fetched.topic,
+        partition=fetched.partition,
+        offset=fetched.offset,
+        timestamp_ms=fetched.timestamp,
+        key=fetched.key,
+        value=fetched.value,
+        headers=tuple(fetched.headers),
+    )

@@ -1,0 +1,382 @@
+"""The only place that constructs clients and services.
+
+Importing opens nothing. Each `open_…` is an async context manager that builds one role from settings and takes it
+down in the reverse order; `run_role` is a role as a process of its own, ended by SIGTERM or Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic import SecretStr
+
+from consumers.seckill_rmq import SeckillCarrier
+from seckill.admission.gate import AdmissionGate
+from seckill.admission.ledger import Ledger
+from seckill.admission.link import RedisLink
+from seckill.admission.sales import SaleBook
+from seckill.checkout.late import LateAdmission
+from seckill.checkout.reservations import Reservations
+from seckill.checkout.tcc import TccCheckout, TccPlan
+from seckill.coordinator.server import serve_coordinator
+from seckill.domain.errors import ProductUnavailable, PublishUnknown
+from seckill.domain.retry import RetryPolicy
+from seckill.dtm.channels import CHANNEL_OPTIONS
+from seckill.dtm.client import DtmClient
+from seckill.dtm.protocol import TransOptions
+from seckill.embedded import embedded_kafka, embedded_redis
+from seckill.front.serve import serve_front
+from seckill.messaging.dead_letters import DeadLetters
+from seckill.messaging.publisher import open_publisher
+from seckill.messaging.worker import Carrier, Worker, WorkerLimits
+from seckill.ops import Readiness, serve_ops
+from seckill.order.service import serve_order
+from seckill.product.service import serve_product
+from seckill.settings import KafkaSettings, Settings
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A running role: where it can be reached, and the task whose end means that it failed."""
+
+    name: str
+    addresses: Mapping[str, str]
+    task: asyncio.Task[None] | None = None
+
+
+# --- clients ---------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def open_channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        yield channel
+
+
+@asynccontextmanager
+async def open_redis(settings: Settings) -> AsyncIterator[RedisLink]:
+    link = RedisLink(settings.redis)
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+@asynccontextmanager
+async def open_ledger(link: RedisLink, settings: Settings) -> AsyncIterator[Ledger]:
+    ledger = Ledger(link, settings.ledger)
+    try:
+        yield ledger
+    finally:
+        await ledger.close()
+
+
+@asynccontextmanager
+async def open_dtm(settings: Settings) -> AsyncIterator[DtmClient]:
+    """A client of the coordinator that the settings name; it connects when it is first used."""
+    async with (
+        open_channel(settings.dtm.grpc) as channel,
+        DtmClient(
+            channel,
+            address=settings.dtm.grpc,
+            http_url=f"http://{settings.dtm.http}",
+            timeout_ms=settings.dtm.request_timeout_ms,
+        ) as client,
+    ):
+        yield client
+
+
+@asynccontextmanager
+async def open_consumer(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsumer]:
+    """A started consumer of the group, subscribed to nothing yet. Raises PublishUnknown when no broker answers."""
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.bootstrap,
+        group_id=settings.group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        request_timeout_ms=settings.request_timeout_ms,
+        session_timeout_ms=settings.session_timeout_ms,
+        heartbeat_interval_ms=settings.session_timeout_ms // 10,
+        rebalance_timeout_ms=settings.session_timeout_ms,
+    )
+    try:
+        async with asyncio.timeout(settings.request_timeout_ms / 1000):
+            await consumer.start()
+    except (KafkaError, TimeoutError) as error:
+        await _stop_consumer(consumer)
+        raise PublishUnknown(settings.bootstrap, "no broker answers") from error
+    try:
+        yield consumer
+    finally:
+        await _stop_consumer(consumer)
+
+
+async def _stop_consumer(consumer: AIOKafkaConsumer) -> None:
+    """Leaves the group. `stop()` can hang while Kafka is down, so it is bounded."""
+    try:
+        async with asyncio.timeout(5):
+            await consumer.stop()
+    except (TimeoutError, KafkaError) as error:
+        log.warning("consumer_stop_incomplete", error=str(error) or type(error).__name__)
+
+
+# --- roles -----------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def open_coordinator(settings: Settings) -> AsyncIterator[Role]:
+    async with serve_coordinator(settings.coordinator) as served:
+        yield Role("coordinator", {"coordinator.grpc": served.grpc_address, "coordinator.http": served.http_address})
+
+
+@asynccontextmanager
+async def open_product(settings: Settings) -> AsyncIterator[Role]:
+    async with AsyncExitStack() as stack:
+        served = await stack.enter_async_context(serve_product(settings.product))
+        readiness = Readiness("product", {"database": served.check})
+        ops = await stack.enter_async_context(serve_ops(settings.product.ops, readiness))
+        stack.callback(readiness.stop)
+        yield Role("product", {"product.grpc": served.address, "product.ops": ops})
+
+
+@asynccontextmanager
+async def open_order(settings: Settings) -> AsyncIterator[Role]:
+    async with AsyncExitStack() as stack:
+        served = await stack.enter_async_context(serve_order(settings.order))
+        readiness = Readiness("order", {"database": served.check})
+        ops = await stack.enter_async_context(serve_ops(settings.order.ops, readiness))
+        stack.callback(readiness.stop)
+        yield Role("order", {"order.grpc": served.address, "order.ops": ops})
+
+
+@asynccontextmanager
+async def open_front(settings: Settings) -> AsyncIterator[Role]:
+    async with AsyncExitStack() as stack:
+        link = await stack.enter_async_context(open_redis(settings))
+        ledger = await stack.enter_async_context(open_ledger(link, settings))
+        publisher = await stack.enter_async_context(open_publisher(settings.kafka))
+        channel = await stack.enter_async_context(open_channel(settings.product.grpc))
+        served = await stack.enter_async_context(
+            serve_front(
+                settings.front,
+                link=link,
+                ledger=ledger,
+                ledger_settings=settings.ledger,
+                publisher=publisher,
+                product=channel,
+                product_address=settings.product.grpc,
+            )
+        )
+        yield Role("front", {"front.http": served.http_address, "front.grpc": served.grpc_address})
+
+
+@asynccontextmanager
+async def open_carrier(
+    settings: Settings,
+) -> AsyncIterator[tuple[Carrier, Mapping[str, Callable[[], Awaitable[None]]]]]:
+    """What carries an order from the topic to its end, and how to ask whether its dependencies answer."""
+    async with AsyncExitStack() as stack:
+        link = await stack.enter_async_context(open_redis(settings))
+        ledger = await stack.enter_async_context(open_ledger(link, settings))
+        publisher = await stack.enter_async_context(open_publisher(settings.kafka))
+        channel = await stack.enter_async_context(open_channel(settings.product.grpc))
+        order_channel = await stack.enter_async_context(open_channel(settings.order.grpc))
+        client = await stack.enter_async_context(open_dtm(settings))
+        gate = await stack.enter_async_context(
+            AdmissionGate(link, settings.ledger, batch_max=settings.front.admission_batch_max, queue_max=1)
+        )
+        reservations = Reservations(channel, address=settings.product.grpc, timeout_ms=settings.dtm.request_timeout_ms)
+        carrier = SeckillCarrier(
+            ledger=ledger,
+            late=LateAdmission(gate, reservations),
+            checkout=TccCheckout(client, reservations, _plan(settings)),
+            reservations=reservations,
+            dead_letters=DeadLetters(publisher, topic=settings.kafka.dead_letter_topic, group=settings.kafka.group),
+            policy=RetryPolicy(settings.retry.attempts_max, settings.retry.base_ms, settings.retry.cap_ms),
+            undecided_wait_ms=settings.ledger.undecided_wait_ms,
+        )
+        checks: dict[str, Callable[[], Awaitable[None]]] = {
+            "redis": SaleBook(link, settings.ledger).check,
+            "kafka": publisher.check,
+            "product": lambda: check_service(channel, settings.product.grpc, "product.Product"),
+            "order": lambda: check_service(order_channel, settings.order.grpc, "order.Order"),
+            "coordinator": lambda: _check_coordinator(client),
+        }
+        yield carrier, checks
+
+
+@asynccontextmanager
+async def open_worker(settings: Settings) -> AsyncIterator[Role]:
+    """The consumer of the topic. On leaving it stops fetching, finishes what it holds, commits and leaves the group."""
+    async with AsyncExitStack() as stack:
+        carrier, checks = await stack.enter_async_context(open_carrier(settings))
+        consumer = await stack.enter_async_context(open_consumer(settings.kafka))
+        readiness = Readiness("worker", checks)
+        ops = await stack.enter_async_context(serve_ops(settings.worker.ops, readiness))
+        limits = WorkerLimits(
+            batch_max=settings.worker.batch_max,
+            groups_per_sale_max=settings.worker.groups_per_sale_max,
+            inflight_max=settings.worker.inflight_max,
+            poll_timeout_ms=settings.worker.poll_timeout_ms,
+            drain_timeout_ms=settings.worker.drain_timeout_ms,
+        )
+        worker = Worker(consumer, carrier, limits)
+        task = asyncio.create_task(worker.run([settings.kafka.topic]), name="worker")
+        try:
+            yield Role("worker", {"worker.ops": ops}, task)
+        finally:
+            readiness.stop()
+            worker.stop()
+            await asyncio.wait({task})
+        await task
+
+
+async def check_service(channel: grpc.aio.Channel, address: str, service: str) -> None:
+    """Raises ProductUnavailable unless the gRPC health service says SERVING."""
+    request = health_pb2.HealthCheckRequest(service=service)
+    try:
+        reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)
+    except grpc.aio.AioRpcError as error:
+        raise ProductUnavailable(address, f"{error.code().name} {error.details()}") from error
+    if reply.status != health_pb2.HealthCheckResponse.SERVING:
+        raise ProductUnavailable(address, "it is stopping")
+
+
+async def _check_coordinator(client: DtmClient) -> None:
+    await client.new_gid()
+
+
+def _plan(settings: Settings) -> TccPlan:
+    return TccPlan(
+        product_address=settings.product.grpc,
+        order_address=settings.order.grpc,
+        try_timeout_ms=settings.dtm.try_timeout_ms,
+        submit_timeout_ms=settings.dtm.submit_timeout_ms,
+        batch_max=settings.worker.batch_max,
+        batch_bytes_max=settings.worker.batch_bytes_max,
+        options=TransOptions(
+            wait_result=True,
+            timeout_to_fail_s=settings.dtm.timeout_to_fail_s,
+            retry_interval_s=settings.dtm.retry_interval_s,
+            request_timeout_s=settings.dtm.branch_timeout_s,
+        ),
+    )
+
+
+ROLES: Mapping[str, Callable[[Settings], AbstractAsyncContextManager[Role]]] = {
+    "coordinator": open_coordinator,
+    "product": open_product,
+    "order": open_order,
+    "worker": open_worker,
+    "front": open_front,
+}
+"""In the order in which they start; they stop in the reverse one, so that intake ends first."""
+
+
+async def run_role(name: str, settings: Settings, *, started: Callable[[Role], None] | None = None) -> None:
+    """One role as a process: serves until SIGTERM or SIGINT, then drains. Raises what ended it otherwise."""
+    async with ROLES[name](settings) as role:
+        log.info("role_started", role=name, **role.addresses)
+        if started is not None:
+            started(role)
+        await until_stopped(role)
+        log.info("role_draining", role=name)
+    log.info("role_stopped", role=name)
+
+
+async def until_stopped(*roles: Role) -> None:
+    """Returns on SIGTERM or SIGINT; raises when a role's own task ends before that."""
+    loop = asyncio.get_running_loop()
+    signalled = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled.set)
+    waiting = asyncio.create_task(signalled.wait())
+    tasks = {role.task for role in roles if role.task is not None}
+    try:
+        await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                await task
+    finally:
+        waiting.cancel()
+        with suppress(asyncio.CancelledError):
+            await waiting
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+# --- everything in one process ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The whole pipeline in this process. `settings` name where everything really listens."""
+
+    settings: Settings
+    roles: tuple[Role, ...] = field(default_factory=tuple)
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        found = {name: address for role in self.roles for name, address in role.addresses.items()}
+        return found | {
+            "kafka.bootstrap": self.settings.kafka.bootstrap,
+            "redis.url": self.settings.redis.url.get_secret_value(),
+        }
+
+
+@asynccontextmanager
+async def open_embedded(settings: Settings) -> AsyncIterator[Embedded]:
+    """Stand-ins for Kafka, Redis and SQL, then every role on them. State dies with the process."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seckill-")))
+        standing_in = {
+            "redis": {"url": SecretStr(stack.enter_context(embedded_redis())), "run_id_check": False},
+            "kafka": {"bootstrap": stack.enter_context(embedded_kafka())},
+            "product": {"database_url": _sqlite(folder / "product.db")},
+            "order": {"database_url": _sqlite(folder / "order.db")},
+            "coordinator": {"database_url": _sqlite(folder / "coordinator.db")},
+            "front": {"operator_token": settings.front.operator_token or SecretStr(secrets.token_urlsafe(24))},
+        }
+        settings = with_values(settings, standing_in)
+        roles = []
+        for opened in ROLES.values():
+            role = await stack.enter_async_context(opened(settings))
+            settings = with_values(settings, _as_sections(role.addresses))
+            roles.append(role)
+        yield Embedded(settings, tuple(roles))
+
+
+def with_values(settings: Settings, values: Mapping[str, Mapping[str, Any]]) -> Settings:
+    """The settings with some values of some sections replaced."""
+    sections = {name: getattr(settings, name).model_copy(update=dict(over)) for name, over in values.items()}
+    return settings.model_copy(update=sections)
+
+
+def _as_sections(addresses: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """`{"product.grpc": …}` as sections; the coordinator's addresses are also where its clients find it."""
+    sections: dict[str, dict[str, str]] = {}
+    for name, address in addresses.items():
+        section, _, key = name.partition(".")
+        sections.setdefault(section, {})[key] = address
+    if "coordinator" in sections:
+        sections["dtm"] = dict(sections["coordinator"])
+    return sections
+
+
+def _sqlite(path: Path) -> SecretStr:
+    return SecretStr(f"sqlite+aiosqlite:///{path}")

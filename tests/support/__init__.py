@@ -1,0 +1,1 @@
+"""Stand-ins and children that several suites use."""

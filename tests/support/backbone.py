@@ -1,0 +1,150 @@
+"""Coordinator, product and order on SQLite, and what a test needs to fill and read them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+from pydantic import SecretStr
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from seckill.admission.gate import AdmissionGate, Wanted
+from seckill.admission.ledger import Ledger
+from seckill.admission.link import RedisLink
+from seckill.admission.sales import SaleBook
+from seckill.domain.order import Order, Sale
+from seckill.domain.outcomes import Admitted
+from seckill.settings import Settings, load_settings
+from seckill.wire import product_pb2, product_pb2_grpc
+from seckill.wiring import ROLES, open_channel, open_ledger, open_redis, with_values
+
+FAR_FUTURE_MS = 4_000_000_000_000
+
+
+@dataclass
+class Backbone:
+    """The running services, and what a test needs to fill and to read them."""
+
+    settings: Settings
+    link: RedisLink
+    ledger: Ledger
+    gate: AdmissionGate
+    book: SaleBook
+    sales: product_pb2_grpc.SalesAsyncStub
+    running: dict[str, AsyncExitStack] = field(default_factory=dict)
+
+    async def open_sale(self, *, stock: int, per_user_limit: int = 1, product_id: int | None = None) -> Sale:
+        """A sale of a product that no other test uses, open and warmed."""
+        row = await self.sales.CreateSale(
+            product_pb2.CreateSaleRequest(
+                change_id=uuid4().hex,
+                product_id=product_id or uuid4().int % 10**12 + 1,
+                name="lamp",
+                starts_at_ms=1,
+                ends_at_ms=FAR_FUTURE_MS,
+                per_user_limit=per_user_limit,
+                stock=stock,
+            )
+        )
+        sale = sale_of(row)
+        await self.book.warm(sale)
+        return sale
+
+    async def read_sale(self, sale: Sale) -> Sale:
+        return sale_of(await self.sales.GetSale(product_pb2.GetSaleRequest(sale_id=sale.sale_id)))
+
+    async def admit(self, sale: Sale, user_id: int, *, quantity: int = 1) -> Order:
+        """An order as the front would publish it."""
+        answer = await self.gate.admit(Wanted(sale.product_id, user_id, quantity))
+        assert isinstance(answer, Admitted), answer
+        return Order(
+            answer.order_id, answer.sale_id, user_id, sale.product_id, quantity,
+            answer.admitted_at_ms, answer.admission_number,
+        )  # fmt: skip
+
+    async def query(self, service: str, statement: str, **values: object) -> list[tuple[object, ...]]:
+        """Rows of a service's own database; a statement that changes something is committed."""
+        section = getattr(self.settings, service)
+        engine = create_async_engine(section.database_url.get_secret_value())
+        try:
+            async with engine.begin() as connection:
+                result = await connection.execute(text(statement), values)
+                return [tuple(row) for row in result.all()] if result.returns_rows else []
+        finally:
+            await engine.dispose()
+
+    async def stop(self, role: str) -> None:
+        await self.running.pop(role).aclose()
+
+    async def start(self, role: str) -> None:
+        """Starts (again) on the address that it had."""
+        stack = AsyncExitStack()
+        await stack.enter_async_context(ROLES[role](self.settings))
+        self.running[role] = stack
+
+
+def sale_of(row: product_pb2.Sale) -> Sale:
+    return Sale(
+        row.sale_id, row.product_id, row.name, row.starts_at_ms, row.ends_at_ms, row.per_user_limit,
+        row.price_cents, row.state, row.initial, row.stock, row.frozen, row.sold, row.created_at_ms,
+    )  # fmt: skip
+
+
+def backbone_settings(folder: Path, redis_url: str, bootstrap: str) -> Settings:
+    """Everything on free ports and in `folder`; short times, so that tests need not wait."""
+    free = "127.0.0.1:0"
+    run = uuid4().hex[:8]
+    return with_values(
+        load_settings(),
+        {
+            "redis": {"url": SecretStr(redis_url), "run_id_check": False},
+            "kafka": {
+                "bootstrap": bootstrap,
+                "topic": f"orders-{run}",
+                "dead_letter_topic": f"orders-{run}-dlt",
+                "group": f"group-{run}",
+            },
+            "product": {"grpc": free, "ops": free, "database_url": _sqlite(folder, "product")},
+            "order": {"grpc": free, "ops": free, "database_url": _sqlite(folder, "order")},
+            "coordinator": {"grpc": free, "http": free, "database_url": _sqlite(folder, "coordinator")}
+            | {"cron_interval_ms": 100},
+            "dtm": {"timeout_to_fail_s": 1, "retry_interval_s": 1, "branch_timeout_s": 1, "try_timeout_ms": 1_500},
+            "front": {"http": free, "grpc": free},
+            "worker": {"ops": free, "drain_timeout_ms": 3_000},
+            "retry": {"attempts_max": 3, "base_ms": 10, "cap_ms": 50},
+        },
+    )
+
+
+@asynccontextmanager
+async def open_backbone(settings: Settings) -> AsyncIterator[Backbone]:
+    running: dict[str, AsyncExitStack] = {}
+    async with AsyncExitStack() as stack:
+        for name in ("coordinator", "product", "order"):
+            opened = AsyncExitStack()
+            role = await opened.enter_async_context(ROLES[name](settings))
+            running[name] = opened
+            over: dict[str, dict[str, str]] = {}
+            for key, address in role.addresses.items():
+                over.setdefault(name, {})[key.partition(".")[2]] = address
+            if name == "coordinator":
+                over["dtm"] = dict(over[name])
+            settings = with_values(settings, over)
+        link = await stack.enter_async_context(open_redis(settings))
+        ledger = await stack.enter_async_context(open_ledger(link, settings))
+        gate = await stack.enter_async_context(AdmissionGate(link, settings.ledger, batch_max=100, queue_max=1_000))
+        channel = await stack.enter_async_context(open_channel(settings.product.grpc))
+        sales = product_pb2_grpc.SalesStub(channel)
+        try:
+            yield Backbone(settings, link, ledger, gate, SaleBook(link, settings.ledger), sales, running)
+        finally:
+            for opened in reversed(running.values()):
+                await opened.aclose()
+
+
+def _sqlite(folder: Path, name: str) -> SecretStr:
+    return SecretStr(f"sqlite+aiosqlite:///{folder / name}.db")

@@ -1,0 +1,73 @@
+"""A DTM client and branch channels that lose what the network may lose: a request on its way, or its answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from enum import Enum
+from typing import Any
+
+import grpc
+
+from seckill.dtm.channels import Channels
+from seckill.dtm.client import DtmClient
+from seckill.dtm.errors import Unavailable
+from seckill.dtm.protocol import Metadata
+
+
+class Loss(Enum):
+    REQUEST = "the request never arrives, and looks as if it had been answered"
+    ANSWER = "the request takes effect, the answer is lost"
+
+
+def lost(target: str) -> Unavailable:
+    return Unavailable(target, grpc.StatusCode.DEADLINE_EXCEEDED, "lost on the way")
+
+
+class UnreliableClient(DtmClient):
+    """Loses Submits as told, in order; counts them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.submit_losses: list[Loss] = []
+        self.submits = 0
+
+    async def submit(self, gid: str, **options: Any) -> None:
+        self.submits += 1
+        match self.submit_losses.pop(0) if self.submit_losses else None:
+            case None:
+                await super().submit(gid, **options)
+            case Loss.ANSWER:
+                await super().submit(gid, **options)
+                raise lost("Submit")
+            case Loss.REQUEST:
+                return
+
+
+class UnreliableChannels(Channels):
+    """Loses the answers of branch calls whose target ends with a name, as often as told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer_losses: dict[str, int] = {}
+
+    async def call(self, target: str, payload: bytes, metadata: Metadata, *, timeout_ms: int) -> bytes:
+        reply = await super().call(target, payload, metadata, timeout_ms=timeout_ms)
+        method = target.rpartition("/")[2]
+        if self.answer_losses.get(method, 0) > 0:
+            self.answer_losses[method] -= 1
+            raise lost(target)
+        return reply
+
+
+@asynccontextmanager
+async def open_unreliable(
+    grpc_address: str, http_address: str
+) -> AsyncIterator[tuple[UnreliableClient, UnreliableChannels]]:
+    channels = UnreliableChannels()
+    async with channels, grpc.aio.insecure_channel(grpc_address) as channel:
+        client = UnreliableClient(
+            channel, address=grpc_address, http_url=f"http://{http_address}", channels=channels, timeout_ms=3_000
+        )
+        async with client:
+            yield client, channels

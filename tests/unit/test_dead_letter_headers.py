@@ -1,0 +1,40 @@
+"""What a dead letter says about itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from seckill.domain.reasons import DeadLetterReason
+from seckill.messaging.dead_letters import Letter, letter_headers
+from seckill.messaging.envelope import ORIGIN_HEADER, Record
+
+RECORD = Record("seckill-topic", 2, 17, 1_700_000_000_000, b"key", b"\xff\x00", headers=(("trace", b"abc"),))
+LETTER = Letter(DeadLetterReason.RETRIES_EXHAUSTED, TimeoutError("x" * 5_000), attempts=8, first_failed_ms=111)
+
+
+def test_a_letter_tells_where_it_comes_from_and_why() -> None:
+    """The record's own headers stay; where it was, what failed, how often and when stand beside them."""
+    headers = dict(letter_headers(RECORD, LETTER, group="seckill-group", now_ms=222))
+    assert headers["trace"] == b"abc"
+    assert headers["__dlq.errors.topic"] == b"seckill-topic"
+    assert headers["__dlq.errors.partition"] == b"2"
+    assert headers["__dlq.errors.offset"] == b"17"
+    assert headers["__dlq.errors.group"] == b"seckill-group"
+    assert len(headers["__dlq.errors.message"]) == 1_000
+    assert headers["seckill-dlq-exception"] == b"TimeoutError"
+    assert headers["seckill-dlq-reason"] == b"RETRIES_EXHAUSTED"
+    assert headers["seckill-dlq-attempts"] == b"8"
+    assert headers["seckill-dlq-first-failed-ms"] == b"111"
+    assert headers["seckill-dlq-last-failed-ms"] == b"222"
+    assert headers[ORIGIN_HEADER] == b"seckill-topic/2/17/1700000000000"
+
+
+def test_a_second_letter_replaces_the_story_of_the_first() -> None:
+    """A record that is buried again carries each header once, with the newest story and its first origin."""
+    once = letter_headers(RECORD, LETTER, group="g", now_ms=222)
+    moved = replace(RECORD, topic="other", offset=99, headers=once)
+    twice = letter_headers(moved, LETTER, group="g", now_ms=333)
+    names = [name for name, _ in twice]
+    assert len(names) == len(set(names))
+    assert dict(twice)["seckill-dlq-last-failed-ms"] == b"333"
+    assert dict(twice)[ORIGIN_HEADER] == b"seckill-topic/2/17/1700000000000"

@@ -1,0 +1,63 @@
+"""Settings: what is read, in which order, and how a wrong value is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from seckill.settings import SettingsError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SECKILL_CONFIG", raising=False)
+
+
+def test_without_a_file_the_embedded_profile_is_used() -> None:
+    """A newcomer needs no file."""
+    assert load_settings().profile == "embedded"
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`SECKILL__SECTION__KEY` is laid over the file, the file over the defaults."""
+    file = tmp_path / "s.toml"
+    file.write_text("[worker]\nbatch_max = 7\ninflight_max = 9\n")
+    monkeypatch.setenv("SECKILL__WORKER__BATCH_MAX", "3")
+    settings = load_settings(file)
+    assert (settings.worker.batch_max, settings.worker.inflight_max) == (3, 9)
+    assert settings.profile == "real"
+
+
+def test_every_wrong_value_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key, the value and what is allowed, one line each; misspelt names too."""
+    file = tmp_path / "s.toml"
+    file.write_text('[front]\nhttp = "nowhere"\nhtpp = 1\n[worker]\nbatch_max = 501\n')
+    monkeypatch.setenv("SECKILL__WORKER__BATCHMAX", "3")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(file)
+    text = str(caught.value)
+    assert "front.http = 'nowhere': must be host:port" in text
+    assert "front.htpp: no such setting" in text
+    assert "worker.batch_max = 501: Input should be less than or equal to 500" in text
+    assert "SECKILL__WORKER__BATCHMAX: no such setting" in text
+
+
+def test_a_wrong_secret_is_not_shown(tmp_path: Path) -> None:
+    """An error about a secret names the key only."""
+    file = tmp_path / "s.toml"
+    file.write_text("[front]\noperator_token = 12345678\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(file)
+    assert "front.operator_token" in str(caught.value)
+    assert "12345678" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("[front", "is not valid TOML"), (None, "cannot read")])
+def test_an_unreadable_file_is_said_plainly(tmp_path: Path, text: str | None, expected: str) -> None:
+    """A missing file and a broken one are told apart."""
+    file = tmp_path / "s.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SettingsError, match=expected):
+        load_settings(file)
