@@ -15,9 +15,9 @@ from typing import TypeVar
 
 import structlog
 from prometheus_client import Counter, Histogram
-from seckill.admission.ledger import Ledger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
+from seckill.admission.ledger import Ledger
 from seckill.checkout.groups import same_contents
 from seckill.checkout.late import LateAdmission
 from seckill.checkout.reservations import Reservations, outcome_of

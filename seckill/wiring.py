@@ -59,6 +59,10 @@ class Role:
     task: asyncio.Task[None] | None = None
 
 
+class NotInGroup(Exception):
+    """The worker is up, and waits for its partitions."""
+
+
 # --- clients ---------------------------------------------------------------------------------------------------------
 
 
@@ -226,8 +230,6 @@ async def open_worker(settings: Settings) -> AsyncIterator[Role]:
     async with AsyncExitStack() as stack:
         carrier, checks = await stack.enter_async_context(open_carrier(settings))
         consumer = await stack.enter_async_context(open_consumer(settings.kafka))
-        readiness = Readiness("worker", checks)
-        ops = await stack.enter_async_context(serve_ops(settings.worker.ops, readiness))
         limits = WorkerLimits(
             batch_max=settings.worker.batch_max,
             groups_per_sale_max=settings.worker.groups_per_sale_max,
@@ -236,14 +238,31 @@ async def open_worker(settings: Settings) -> AsyncIterator[Role]:
             drain_timeout_ms=settings.worker.drain_timeout_ms,
         )
         worker = Worker(consumer, carrier, limits)
+        readiness = Readiness("worker", {**checks, "group": lambda: _in_group(worker)})
+        ops = await stack.enter_async_context(serve_ops(settings.worker.ops, readiness))
         task = asyncio.create_task(worker.run([settings.kafka.topic]), name="worker")
         try:
+            await _joined(worker, task, within_ms=settings.kafka.session_timeout_ms)
             yield Role("worker", {"worker.ops": ops}, task)
         finally:
             readiness.stop()
             worker.stop()
             await asyncio.wait({task})
         await task
+
+
+async def _joined(worker: Worker, task: asyncio.Task[None], *, within_ms: int) -> None:
+    """Waits until the group has taken the worker in; a slow one is said, and goes on joining."""
+    joining = asyncio.create_task(worker.joined.wait())
+    await asyncio.wait({joining, task}, timeout=within_ms / 1000, return_when=asyncio.FIRST_COMPLETED)
+    if not joining.done():
+        joining.cancel()
+        log.warning("worker_not_in_group", waited_ms=within_ms)
+
+
+async def _in_group(worker: Worker) -> None:
+    if not worker.joined.is_set():
+        raise NotInGroup("the group has given it no partitions yet")
 
 
 async def check_service(channel: grpc.aio.Channel, address: str, service: str) -> None:
@@ -344,7 +363,7 @@ async def open_embedded(settings: Settings) -> AsyncIterator[Embedded]:
     """Stand-ins for Kafka, Redis and SQL, then every role on them. State dies with the process."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seckill-")))
-        standing_in = {
+        standing_in: dict[str, dict[str, Any]] = {
             "redis": {"url": SecretStr(stack.enter_context(embedded_redis())), "run_id_check": False},
             "kafka": {"bootstrap": stack.enter_context(embedded_kafka())},
             "product": {"database_url": _sqlite(folder / "product.db")},

@@ -52,17 +52,19 @@ def outcome_of(order: Order, row: Reservation | None, *, gid: str) -> Outcome | 
 
     `gid` is the transaction that asks: frozen under it is as undecided as under any other, once it was submitted.
     """
-    match row:
-        case None | Reservation(state=ReservationState.RELEASED):
+    if row is None:
+        return None
+    if row.reason == Rejection.ORDER_CONFLICT and row.state is not ReservationState.REJECTED:
+        return Failed(OrderIdReused(order.order_id))
+    match row.state:
+        case ReservationState.RELEASED:
             return None
-        case Reservation(reason=Rejection.ORDER_CONFLICT, state=state) if state is not ReservationState.REJECTED:
-            return Failed(OrderIdReused(order.order_id))
-        case Reservation(state=ReservationState.SOLD):
+        case ReservationState.SOLD:
             return Confirmed()
-        case Reservation(state=ReservationState.REJECTED, reason=reason):
-            return Rejected(reason)
-        case Reservation(state=ReservationState.FROZEN, gid=holder):
-            return Undecided(holder, "its own transaction" if holder == gid else "another transaction holds it")
+        case ReservationState.REJECTED:
+            return Rejected(row.reason)
+        case ReservationState.FROZEN:
+            return Undecided(row.gid, "its own transaction" if row.gid == gid else "another transaction holds it")
 
 
 def reservation_from_wire(row: product_pb2.Reservation) -> Reservation:

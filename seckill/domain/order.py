@@ -80,10 +80,11 @@ def parse_order_id(text: str) -> tuple[int, bytes]:
 def derived_order_id(product_id: int, *parts: str | int | bytes, at_ms: int) -> OrderId:
     """An id that the same parts always give: a UUIDv8 (RFC 9562) of SHA-256, its time part `at_ms`.
 
-    The time part keeps rows of one sale together in the primary key, as with UUIDv7.
+    The time part keeps rows of one sale together in the primary key, as with UUIDv7. The product is hashed as well,
+    because in SQL the UUID alone is the key.
     """
     digest = hashlib.sha256()
-    for part in parts:
+    for part in (product_id, *parts):
         raw = part if isinstance(part, bytes) else str(part).encode()
         digest.update(len(raw).to_bytes(4, "big") + raw)
     value = bytearray((at_ms & (2**48 - 1)).to_bytes(6, "big") + digest.digest()[:10])

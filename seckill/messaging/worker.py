@@ -93,6 +93,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = asyncio.Event()
+        self.joined = asyncio.Event()  # the group has given this worker its partitions, be they none
         self._rebalancing = False
         self._tasks: asyncio.TaskGroup
         self._work: set[asyncio.Task[None]] = set()
@@ -239,6 +240,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
 
     async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
         self._rebalancing = False
+        self.joined.set()
         log.info("partitions_assigned", partitions=sorted(p.partition for p in assigned))
 
     async def _drain(self) -> None:

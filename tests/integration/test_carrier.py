@@ -185,6 +185,23 @@ async def test_an_undecided_order_waits_and_is_no_attempt(backbone: Backbone, ca
     assert (row.stock, row.frozen, row.sold) == (2, 0, 3)
 
 
+async def test_an_undecided_order_without_a_ledger_entry_stays_in_hand(
+    backbone: Backbone, carrier: SeckillCarrier
+) -> None:
+    """Nothing else would bring it back, so its record is not routed before it has ended."""
+    sale = await backbone.open_sale(stock=5)
+    order = replace(free_order(sale.product_id, 1), sale_id=sale.sale_id, admission_number=1)
+    await backbone.stop("order")
+    carrying = asyncio.create_task(carry(carrier, [order]))
+    await asyncio.sleep(1.5)
+    assert not carrying.done()
+    await backbone.start("order")
+    async with asyncio.timeout(20):
+        await carrying
+    assert await results(backbone, [order]) == [(CONFIRMED, "")]
+    assert await letters(backbone) == []
+
+
 async def test_what_still_fails_is_set_aside_and_parked(backbone: Backbone, carrier: SeckillCarrier) -> None:
     """With the coordinator down, attempts run out: dead letter written, entry parked, nothing reserved in SQL."""
     sale = await backbone.open_sale(stock=5)

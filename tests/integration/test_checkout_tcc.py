@@ -13,6 +13,7 @@ from seckill.checkout.reservations import Reservations
 from seckill.checkout.tcc import TccCheckout, TccPlan
 from seckill.domain.order import Order, derived_order_id
 from seckill.domain.outcomes import Confirmed, Failed, Rejected, Undecided
+from seckill.dtm.errors import Refused
 from seckill.dtm.protocol import TransOptions
 from seckill.wiring import open_channel
 from tests.support.backbone import Backbone, backbone_settings, open_backbone
@@ -112,6 +113,32 @@ async def test_a_try_whose_answer_is_lost_is_cancelled_not_repeated(rig: Rig, me
     assert await counters(rig, orders) == (6, 0, 4)
     ended = await rig.client.list(limit=50)
     assert sorted(each.status for each in ended) == ["failed", "succeed", "succeed"]
+
+
+async def test_a_try_on_its_way_keeps_its_orders_undecided(rig: Rig) -> None:
+    """A Try that nobody heard of may still arrive when its abort got no answer either: its orders are not free."""
+    orders = await orders_of(rig, 2, stock=10)
+    rig.channels.delayed["CheckProductStock"] = []
+    rig.client.aborts_lost = 1
+    outcomes = await rig.checkout.run(orders)
+    assert all(isinstance(outcome, Undecided) for outcome in outcomes.values())
+    (late,) = rig.channels.delayed.pop("CheckProductStock")
+    await late()
+    assert await counters(rig, orders) == (8, 2, 0)
+    await until_nothing_is_frozen(rig, orders)
+    assert list((await rig.checkout.run(orders)).values()) == [Confirmed()] * 2
+
+
+async def test_a_try_that_arrives_after_its_cancel_changes_nothing(rig: Rig) -> None:
+    """Once an abort is acknowledged the orders are free: what arrives of the old transaction finds the door shut."""
+    orders = await orders_of(rig, 1, stock=10)
+    rig.channels.delayed["CheckProductStock"] = []
+    outcomes = await rig.checkout.run(orders)
+    assert isinstance(outcomes[orders[0].order_id], Failed)
+    (late,) = rig.channels.delayed.pop("CheckProductStock")
+    with pytest.raises(Refused):
+        await late()
+    assert await counters(rig, orders) == (10, 0, 0)
 
 
 async def test_a_slow_service_is_not_asked_for_every_half(rig: Rig) -> None:

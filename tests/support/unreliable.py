@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import grpc
@@ -25,12 +26,13 @@ def lost(target: str) -> Unavailable:
 
 
 class UnreliableClient(DtmClient):
-    """Loses Submits as told, in order; counts them."""
+    """Loses Submits as told, in order, and counts them; loses as many Aborts as told."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.submit_losses: list[Loss] = []
         self.submits = 0
+        self.aborts_lost = 0
 
     async def submit(self, gid: str, **options: Any) -> None:
         self.submits += 1
@@ -43,17 +45,30 @@ class UnreliableClient(DtmClient):
             case Loss.REQUEST:
                 return
 
+    async def abort(self, gid: str, **options: Any) -> None:
+        if self.aborts_lost > 0:
+            self.aborts_lost -= 1
+            raise lost("Abort")
+        await super().abort(gid, **options)
+
 
 class UnreliableChannels(Channels):
-    """Loses the answers of branch calls whose target ends with a name, as often as told."""
+    """Loses the answers of branch calls whose target ends with a name, as often as told.
+
+    Calls of a method that stands in `delayed` are put there instead of being sent, for the test to send later.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.answer_losses: dict[str, int] = {}
+        self.delayed: dict[str, list[Callable[[], Awaitable[bytes]]]] = {}
 
     async def call(self, target: str, payload: bytes, metadata: Metadata, *, timeout_ms: int) -> bytes:
-        reply = await super().call(target, payload, metadata, timeout_ms=timeout_ms)
         method = target.rpartition("/")[2]
+        if method in self.delayed:
+            self.delayed[method].append(partial(super().call, target, payload, metadata, timeout_ms=timeout_ms))
+            raise lost(target)
+        reply = await super().call(target, payload, metadata, timeout_ms=timeout_ms)
         if self.answer_losses.get(method, 0) > 0:
             self.answer_losses[method] -= 1
             raise lost(target)

@@ -1,0 +1,160 @@
+"""A gRPC server for branches: errors become DTM's statuses in one place, health, bounded load, a graceful end.
+
+May import gRPC, SQLAlchemy's errors, and the branch modules beside it. Handlers only raise; what a caller sees is
+decided here, and never holds a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from prometheus_client import Counter
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from seckill.dtm.barrier import InvalidMetadata, Raced
+from seckill.dtm.errors import MissingMetadata
+from seckill.dtm.protocol import BRANCH_ID, GID, OP, TRANS_TYPE, BranchContext, Metadata
+from seckill.dtm.tcc_branch import DecisionLost, InvalidRequest, TryMissing, TryRefused, TryTooLate
+
+CONCURRENT_CALLS_MAX = 1_000
+"""Calls in one server at a time; above it callers get RESOURCE_EXHAUSTED, which coordinators repeat."""
+
+UNDECIDABLE = Counter(
+    "dtm_branch_undecidable_total",
+    "Confirms and Cancels that contradict what was decided before. Each one needs a person.",
+    ["method"],
+)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a failed call answers."""
+
+    code: grpc.StatusCode
+    detail: str
+    trailing: Metadata = ()
+
+
+StatusOf = Callable[[Exception], Status | None]
+"""The meaning of a service's own errors; None for one that it does not know."""
+
+
+def branch_context(context: grpc.aio.ServicerContext[Any, Any], *, op: str) -> BranchContext:
+    """Who calls, for a method that serves `op` of TCC branches. Raises MissingMetadata and InvalidMetadata."""
+    branch = BranchContext.from_metadata(context.invocation_metadata())
+    if branch.trans_type != "tcc":
+        raise InvalidMetadata(TRANS_TYPE, f"{branch.trans_type[:45]!r}, this method serves 'tcc'")
+    if branch.op != op:
+        raise InvalidMetadata(OP, f"{branch.op[:45]!r}, this method serves {op!r}")
+    return branch
+
+
+@asynccontextmanager
+async def serve(
+    address: str,
+    register: Callable[[grpc.aio.Server], None],
+    *,
+    names: Sequence[str],
+    status_of: StatusOf,
+    drain_timeout_ms: int,
+) -> AsyncIterator[str]:
+    """Serves at `host:port` until the block ends; yields the address with the port that was really taken.
+
+    `names` are the full names of the services, for the health service. At the end health says NOT_SERVING, no new call
+    is taken, and running ones have `drain_timeout_ms` to finish.
+    """
+    server = grpc.aio.server(
+        interceptors=[_ErrorsToStatuses(status_of)],
+        options=[("grpc.so_reuseport", 0)],  # a second server on the same port is a mistake, not a partner
+        maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
+    )
+    register(server)
+    healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs lack `aio`
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    port = server.add_insecure_port(address)
+    await server.start()
+    for name in ("", *names):
+        await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield f"{address.rpartition(':')[0]}:{port}"
+    finally:
+        await healthy.enter_graceful_shutdown()
+        await server.stop(drain_timeout_ms / 1000)
+
+
+class _ErrorsToStatuses(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Wraps every unary handler, so that handlers only raise."""
+
+    def __init__(self, status_of: StatusOf) -> None:
+        self._status_of = status_of
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+        return grpc.unary_unary_rpc_method_handler(
+            self._guarded(handler.unary_unary, handler_call_details.method),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _guarded(self, call: Any, method: str) -> Any:
+        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                return await call(request, context)
+            except Exception as error:  # noqa: BLE001 - the boundary to the caller: every error becomes a status
+                status = self._status_of(error) or _protocol_status(error) or _INTERNAL
+                _report(error, status, method, context)
+            return await context.abort(status.code, status.detail, status.trailing)
+
+        return answer
+
+
+_INTERNAL = Status(grpc.StatusCode.INTERNAL, "internal error")
+
+
+def _protocol_status(error: Exception) -> Status | None:
+    match error:
+        case MissingMetadata() | InvalidMetadata() | InvalidRequest():
+            return Status(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        case TryRefused():
+            return Status(grpc.StatusCode.ABORTED, str(error), error.trailing)
+        case TryTooLate():
+            return Status(grpc.StatusCode.ABORTED, str(error))
+        case DecisionLost() | TryMissing():
+            return Status(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        case OperationalError() | InterfaceError() | PoolTimeout() | Raced():
+            return Status(grpc.StatusCode.UNAVAILABLE, "the database cannot do this now")
+        case _:
+            return None
+
+
+def _report(error: Exception, status: Status, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    who = {key: value for key, value in context.invocation_metadata() or () if key in (GID, BRANCH_ID)}
+    facts = {
+        "method": method, "gid": who.get(GID), "branch_id": who.get(BRANCH_ID),
+        "code": status.code.name, "detail": status.detail,
+    }  # fmt: skip
+    match error:
+        case DecisionLost() | TryMissing():
+            UNDECIDABLE.labels(method).inc()
+            log.error("branch_contradicted", **facts)
+        case _ if status is _INTERNAL:
+            log.error("call_failed", **facts, exc_info=error)
+        case _ if status.code is grpc.StatusCode.UNAVAILABLE:
+            log.warning("call_unavailable", **facts, error=repr(error))
+        case _:
+            log.info("call_refused", **facts)

@@ -1,0 +1,1 @@
+"""The order service: the orders that confirmed transactions make."""

@@ -1,0 +1,151 @@
+"""The order service on gRPC: messages, metadata and statuses. What it checks and writes is in its neighbours.
+
+A handler reads the request, runs one transaction, and answers; every error is raised and becomes a status in
+`seckill.dtm.serving`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from seckill.domain.order import parse_order_id
+from seckill.dtm.barrier import in_transaction
+from seckill.dtm.database import create_engine, create_tables, session_factory
+from seckill.dtm.protocol import CANCEL, CONFIRM, TRY
+from seckill.dtm.serving import Status, branch_context, serve
+from seckill.dtm.tcc_branch import InvalidRequest
+from seckill.order import branches
+from seckill.order.messages import group_of, in_range, order_message
+from seckill.order.tables import metadata
+from seckill.order.types import StoredOrder
+from seckill.settings import OrderSettings
+from seckill.wire import order_pb2, order_pb2_grpc
+
+NAMES = ("order.Order",)
+PAGE_DEFAULT = 50
+PAGE_MAX = 200
+
+Sessions = async_sessionmaker[AsyncSession]
+Context = grpc.aio.ServicerContext[Any, Any]
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OrderServer:
+    """A running order service: where it listens, and a check that raises when its database does not answer."""
+
+    address: str
+    check: Callable[[], Awaitable[None]]
+
+
+class OrderNotFound(Exception):
+    def __init__(self, order_id: str) -> None:
+        super().__init__(f"order {order_id} does not exist")
+        self.order_id = order_id
+
+
+@asynccontextmanager
+async def serve_order(settings: OrderSettings) -> AsyncIterator[OrderServer]:
+    """Serves until the block ends, then drains. Port 0 takes a free port; missing tables are made."""
+    engine = create_engine(
+        settings.database_url.get_secret_value(), pool_size=settings.pool_size, lock_wait_s=settings.lock_wait_s
+    )
+    sessions = session_factory(engine)
+
+    def register(server: grpc.aio.Server) -> None:
+        order_pb2_grpc.add_OrderServicer_to_server(OrderService(sessions), server)
+
+    async def check() -> None:
+        async with sessions() as session:
+            await session.execute(text("SELECT 1"))
+
+    try:
+        await create_tables(engine, metadata)
+        async with serve(
+            settings.grpc,
+            register,
+            names=NAMES,
+            status_of=status_of,
+            drain_timeout_ms=settings.drain_timeout_ms,
+        ) as address:
+            log.info("order_serving", address=address)
+            yield OrderServer(address, check)
+    finally:
+        await engine.dispose()
+
+
+def status_of(error: Exception) -> Status | None:
+    """The statuses of the service's own errors. `seckill-code` is the stable code of the public contract."""
+    match error:
+        case OrderNotFound():
+            return Status(grpc.StatusCode.NOT_FOUND, str(error), (("seckill-code", "UNKNOWN_ORDER"),))
+        case _:
+            return None
+
+
+class OrderService(order_pb2_grpc.OrderServicer):
+    """`order.Order`: the order branch, and what has been ordered."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    async def CreateOrderCheck(
+        self, request: order_pb2.CreateOrderRequest, context: Context
+    ) -> order_pb2.CreateOrderResponse:
+        branch = branch_context(context, op=TRY)
+        group = group_of(request, branch)
+        await self._run(lambda session: branches.try_group(session, branch, group))
+        return order_pb2.CreateOrderResponse()
+
+    async def CreateOrder(
+        self, request: order_pb2.CreateOrderRequest, context: Context
+    ) -> order_pb2.CreateOrderResponse:
+        branch = branch_context(context, op=CONFIRM)
+        group = group_of(request, branch)
+        await self._run(lambda session: branches.confirm(session, branch, group, now_ms=_now_ms()))
+        return order_pb2.CreateOrderResponse()
+
+    async def RollbackOrder(
+        self, _request: order_pb2.CreateOrderRequest, context: Context
+    ) -> order_pb2.CreateOrderResponse:
+        branch = branch_context(context, op=CANCEL)
+        await self._run(lambda session: branches.cancel(session, branch, now_ms=_now_ms()))
+        return order_pb2.CreateOrderResponse()
+
+    async def GetOrderById(self, request: order_pb2.GetOrderByIdRequest, _context: Context) -> order_pb2.OrderItem:
+        return order_message(await self._find("id", request.id))
+
+    async def Orders(self, request: order_pb2.OrdersRequest, _context: Context) -> order_pb2.OrdersResponse:
+        user_id = in_range("user_id", request.user_id, low=1)
+        limit = in_range("limit", request.limit or PAGE_DEFAULT, low=1, high=PAGE_MAX)
+        before = await self._find("before", request.before) if request.before else None
+        found = await self._run(lambda session: branches.orders_of(session, user_id, limit=limit, before=before))
+        return order_pb2.OrdersResponse(orders=map(order_message, found))
+
+    async def _find(self, field: str, order_id: str) -> StoredOrder:
+        try:
+            product_id, key = parse_order_id(order_id)
+        except ValueError as error:
+            raise InvalidRequest(field, str(error)) from error
+        found = await self._run(lambda session: branches.find_order(session, key))
+        if found is None or found.product_id != product_id:
+            raise OrderNotFound(order_id)
+        return found
+
+    async def _run(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        return await in_transaction(self._sessions, work)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,1 @@
+"""The product service: stock, sales, and the reservations that decide every order's fate."""
