@@ -259,9 +259,11 @@ async def test_a_closed_order_may_be_written_again(client: Client, database_url:
 
 
 async def test_cancel_closes_only_its_own(client: Client) -> None:
-    """Cancel touches no order of another gid, whatever the payload names."""
+    """Cancel touches no order of another gid, whatever the payload names, whether its own Try has run or not."""
     await client.create(item(1))
     await client.cancel(group(item(1)), "g2")
+    await client.check(group(item(2)), "g3")
+    await client.cancel(group(item(1), item(2)), "g3")
     assert (await client.find(1)).status == "confirmed"
 
 
