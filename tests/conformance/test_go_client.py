@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 from platformdirs import user_cache_path
 
 from tests.support.coordinators import BACKENDS, Backend, backend_of
+from tests.support.programs import needs
 
 HERE = Path(__file__).parent
 BUILD_TIMEOUT_S = 600
@@ -55,12 +55,7 @@ pytestmark = pytest.mark.timeout(BUILD_TIMEOUT_S + RUN_TIMEOUT_S)
 
 @pytest.fixture(scope="module")
 def go() -> str:
-    found = shutil.which("go")
-    if found is None and os.environ.get("CI"):
-        pytest.fail("no Go toolchain: CI must have one")
-    if found is None:
-        pytest.skip("no Go toolchain")
-    return found
+    return needs("go")
 
 
 @pytest.fixture(params=BACKENDS)

@@ -4,6 +4,7 @@ A patch is a unified diff with two header lines before it:
 
     # breaks: what rule the change breaks
     # caught by: tests/….py::test_name [more pytest arguments]
+    # needs: program            (optional: without it the patch is left out, on CI that is an error)
 
 The named test must pass on the untouched copy and fail on the broken one; anything else is an error here.
 """
@@ -32,6 +33,11 @@ class Mutant:
     path: Path
     breaks: str
     caught_by: list[str]
+    needs: str = ""
+
+    @property
+    def can_run(self) -> bool:
+        return not self.needs or bool(os.environ.get("CI")) or shutil.which(self.needs) is not None
 
 
 def read(path: Path) -> Mutant:
@@ -41,7 +47,7 @@ def read(path: Path) -> Mutant:
             break
         name, _, value = line.removeprefix("# ").partition(":")
         facts[name.strip()] = value.strip()
-    return Mutant(path, facts["breaks"], facts["caught by"].split())
+    return Mutant(path, facts["breaks"], facts["caught by"].split(), facts.get("needs", ""))
 
 
 def copy_project(folder: Path) -> None:
@@ -97,6 +103,8 @@ def main() -> int:
     if not mutants:
         print("no such mutant", file=sys.stderr)
         return 2
+    left_out = [mutant for mutant in mutants if not mutant.can_run]
+    mutants = [mutant for mutant in mutants if mutant.can_run]
     if problem := unbroken(mutants):
         print(problem, file=sys.stderr)
         return 1
@@ -109,7 +117,9 @@ def main() -> int:
         print(f"{verdict} {mutant.path.stem:<38} {mutant.breaks} ({time.monotonic() - start:.1f} s)", flush=True)
         if problem:
             print(problem, file=sys.stderr)
-    print(f"mutants: {len(mutants) - survivors} caught, {survivors} survived")
+    for mutant in left_out:
+        print(f"LEFT OUT {mutant.path.stem:<38} {mutant.needs} is not installed")
+    print(f"mutants: {len(mutants) - survivors} caught, {survivors} survived, {len(left_out)} left out")
     return 1 if survivors else 0
 
 

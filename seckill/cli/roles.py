@@ -1,0 +1,171 @@
+"""`seckill up` and the roles. Thin: the settings, the signals and the words; `seckill.wiring` builds what runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from seckill.cli.console import note, print_json, say, stderr_is_terminal
+from seckill.cli.errors import Unreachable
+from seckill.cli.state import JsonOption, role_settings, run_pipeline
+
+if TYPE_CHECKING:
+    from seckill.settings import Settings
+
+LISTENING = {
+    "front": ("front.http", "front.grpc"),
+    "product": ("product.grpc", "product.ops"),
+    "order": ("order.grpc", "order.ops"),
+    "worker": ("worker.ops",),
+    "coordinator": ("coordinator.grpc", "coordinator.http"),
+}
+"""The settings that each role listens on."""
+
+EVERY_ADDRESS = tuple(name for names in LISTENING.values() for name in names)
+
+
+def up(
+    context: typer.Context,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Of the front's HTTP; 0 takes a free one. [default: front.http]"),
+    ] = None,
+    base_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65000, help="All ports from here on, front first; 0 takes free ones everywhere."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the whole pipeline in one process, on stand-ins for the servers, until Ctrl-C.
+
+    Commands in other terminals find it by themselves. Its state ends with it.
+
+    Examples:
+
+      seckill up
+      seckill up --port 8888
+      seckill up --base-port 0
+    """
+    settings = role_settings(context, embedded_overrides(port=port, base_port=base_port))
+    configure_logs(settings)
+    run_pipeline(_up(settings, as_json))
+
+
+def embedded_overrides(*, port: int | None, base_port: int | None) -> dict[str, Any]:
+    """What an embedded pipeline adds to the settings file: the ports that were asked for."""
+    overrides: dict[str, dict[str, Any]] = {}
+    if base_port is not None:
+        for index, name in enumerate(EVERY_ADDRESS):
+            section, key = name.split(".")
+            overrides.setdefault(section, {})[key] = f"127.0.0.1:{base_port + index if base_port else 0}"
+    if port is not None:
+        overrides.setdefault("front", {})["http"] = f"127.0.0.1:{port}"
+    return overrides
+
+
+async def _up(settings: Settings, as_json: bool) -> None:
+    check_ports(settings, EVERY_ADDRESS)
+    from seckill.cli.run_file import run_file
+    from seckill.wiring import open_embedded, until_stopped
+
+    async with open_embedded(settings) as embedded:
+        with run_file(embedded.settings):
+            announce(embedded.addresses, embedded.settings, as_json)
+            await until_stopped(*embedded.roles)
+            note("seckill: draining …")
+    note("seckill: drained and ended")
+
+
+def announce(addresses: dict[str, str], settings: Settings, as_json: bool) -> None:
+    """Where everything listens, and what to try."""
+    from seckill.client import front_url
+
+    if as_json:
+        print_json({"addresses": addresses})
+        return
+    url = front_url(settings.front.http)
+    width = max(len(name) for name in addresses)
+    for name, address in addresses.items():
+        say(f"  {name:<{width}}  {address}")
+    say(f"  {'API':<{width}}  {url}/docs")
+    say("")
+    say("Try, in a second terminal:")
+    say("  seckill sale create --product 1 --stock 100 --ends +1h")
+    say(f"  curl -s {url}/v1/orders -H 'content-type: application/json' -d '{{\"user_id\": 7, \"product_id\": 1}}'")
+    say("  seckill status")
+    say("")
+    say("Ctrl-C drains and ends it.")
+
+
+def check_ports(settings: Settings, names: tuple[str, ...]) -> None:
+    """Raises Unreachable naming the setting of the first address that cannot be listened on.
+
+    gRPC's own servers share a port silently, so this is the only place where a clash of two of them shows.
+    """
+    import socket
+
+    for name in names:
+        section, key = name.split(".")
+        address: str = getattr(getattr(settings, section), key)
+        host, _, port = address.rpartition(":")
+        with suppress(ValueError), socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host.strip("[]"), int(port)))
+            except OSError as error:
+                raise _cannot_listen(name, address, error) from error
+
+
+def _cannot_listen(name: str, address: str, error: OSError) -> Unreachable:
+    variable = f"SECKILL__{name.replace('.', '__').upper()}"
+    remedy = f"end what listens there, or set another address with {variable}"
+    return Unreachable(f"cannot listen on {address} ({name}): {error.strerror or error}; {remedy}")
+
+
+def configure_logs(settings: Settings, *, quiet: bool = False) -> None:
+    """Logging as the settings say; `quiet` keeps to warnings unless they ask for debug."""
+    from seckill.log import configure_logging
+
+    level = "warning" if quiet and settings.log.level == "info" else settings.log.level
+    configure_logging(level, json_lines=settings.log.json_lines, colors=stderr_is_terminal())
+
+
+def run_role_here(context: typer.Context, name: str) -> None:
+    """Runs a role in this process until it is asked to stop."""
+    settings = role_settings(context)
+    configure_logs(settings)
+    check_ports(settings, LISTENING[name])
+    from seckill.wiring import run_role
+
+    run_pipeline(run_role(name, settings))
+    note(f"seckill {name}: drained and ended")
+
+
+def _role(name: str, does: str) -> Callable[[typer.Context], None]:
+    def command(context: typer.Context) -> None:
+        run_role_here(context, name)
+
+    command.__name__ = name
+    command.__doc__ = f"""Run {does}.
+
+    Until SIGTERM or Ctrl-C. Configured by --config (or SECKILL_CONFIG) and
+    SECKILL__SECTION__KEY variables.
+
+    Examples:
+
+      seckill --config seckill.toml {name}
+      SECKILL__LOG__LEVEL=debug seckill {name}
+    """
+    return command
+
+
+ROLES = {
+    "front": _role("front", "the front: HTTP and gRPC in, admission in Redis, records to Kafka"),
+    "worker": _role("worker", "the worker: orders off the topic, each group one global transaction"),
+    "product": _role("product", "the product service: sales, and the reservations that decide every order"),
+    "coordinator": _role("coordinator", "our own DTM-compatible coordinator"),
+}
+"""The role `order` is started by the group of the same name."""

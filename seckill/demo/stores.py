@@ -1,0 +1,234 @@
+"""Reads what the stores say: both SQL databases, Redis, and the dead-letter topic. Reads only; decides nothing.
+
+Everything of the chosen sales is held in memory at once: for a demo's or a test's size, not for years of orders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from pydantic import SecretStr
+from sqlalchemy import Select, Table, make_url, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from seckill.admission import Admission, open_admission
+from seckill.demo.audit import Facts, LedgerRow, OrderRow, RedisSale, ReservationRow, SaleRow, State
+from seckill.demo.plan import Latency, latency
+from seckill.domain.errors import InvalidOrder, SeckillError
+from seckill.domain.order import OrderId, order_id_from_key
+from seckill.domain.outcomes import OrderStatus
+from seckill.messaging.envelope import decode
+from seckill.messaging.lag import consumer_lag, read_topic
+from seckill.order import tables as order_tables
+from seckill.order.types import OrderState
+from seckill.product import tables as product_tables
+from seckill.product.decide import State as RowState
+from seckill.settings import Settings
+
+RESULTS_READ = 1_000
+"""Order ids asked of Redis at a time."""
+
+_STATES = {
+    RowState.FROZEN: State.FROZEN,
+    RowState.SOLD: State.SOLD,
+    RowState.RELEASED: State.RELEASED,
+    RowState.REJECTED: State.REJECTED,
+}
+
+
+class StoreUnavailable(SeckillError):
+    """A database that cannot be read; names the setting."""
+
+    retryable = True
+
+    def __init__(self, setting: str, detail: str) -> None:
+        super().__init__(f"the database of {setting} cannot be read: {detail}")
+        self.setting = setting
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    settings: Settings
+    admission: Admission
+    product: AsyncEngine
+    order: AsyncEngine
+
+
+@asynccontextmanager
+async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
+    """Connects on first use."""
+    product, order = _engine(settings.product.database_url), _engine(settings.order.database_url)
+    try:
+        async with open_admission(settings.redis, settings.ledger) as admission:
+            yield Stores(settings, admission, product, order)
+    finally:
+        await product.dispose()
+        await order.dispose()
+
+
+async def unrest(stores: Stores, product_ids: Collection[int] | None = None) -> str:
+    """What is still under way, in words; empty at rest. Raises AdmissionUnavailable or PublishUnknown."""
+    ledger = stores.admission.ledger
+    pending = 0
+    for product_id in await ledger.products() if product_ids is None else product_ids:
+        stats = await ledger.stats(product_id)
+        pending += stats.entries - stats.parked
+    if pending:
+        return f"{pending} orders pending in the ledger"
+    lag = sum(each.lag for each in await consumer_lag(stores.settings.kafka))
+    return f"{lag} records not yet consumed" if lag else ""
+
+
+async def read_facts(
+    stores: Stores, *, accepted: Iterable[str] = (), product_ids: Collection[int] | None = None
+) -> Facts:
+    """Everything that the audit judges; of all products, or of some. Raises what the stores' clients raise."""
+    sales, reservations, product_decisions = await _read_product(stores, product_ids)
+    orders, order_decisions = await _read_order(stores, {sale.sale_id for sale in sales})
+    products = sorted({sale.product_id for sale in sales})
+    views = [(product_id, await stores.admission.sales.read(product_id)) for product_id in products]
+    entries = [entry for product_id in products for entry in await stores.admission.ledger.entries(product_id)]
+    known = frozenset(accepted)
+    return Facts(
+        sales=sales,
+        reservations=reservations,
+        orders=orders,
+        product_decisions=product_decisions,
+        order_decisions=order_decisions,
+        redis=[RedisSale(view.sale_id, view.stock, view.admitted) for _, view in views if view is not None],
+        ledger=[
+            LedgerRow(each.order.order_id, each.order.sale_id, each.order.quantity, each.state == "parked")
+            for each in entries
+        ],
+        told=await _told(stores, sorted(known | {row.order_id for row in reservations})),
+        letters=await _letters(stores),
+        accepted=known,
+    )
+
+
+async def confirm_latency(stores: Stores, product_ids: Collection[int]) -> Latency:
+    """From admission to the reservation's last change, of sold ones. Both times are whole milliseconds."""
+    table = product_tables.stock_reservation
+    of_sold = table.c.product_id.in_(product_ids) & (table.c.state == RowState.SOLD)
+    async with _reading(stores.product, "product.database_url") as connection:
+        rows = await connection.execute(select(table.c.updated_at_ms - table.c.admitted_at_ms).where(of_sold))
+        return latency([float(row[0]) for row in rows])
+
+
+# --- SQL -----------------------------------------------------------------------------------------------------------
+
+
+async def _read_product(
+    stores: Stores, product_ids: Collection[int] | None
+) -> tuple[list[SaleRow], list[ReservationRow], dict[str, str]]:
+    sale, reservation = product_tables.sale, product_tables.stock_reservation
+    async with _reading(stores.product, "product.database_url") as connection:
+        of_sales = _of_products(select(sale), sale, product_ids)
+        of_orders = _of_products(select(reservation), reservation, product_ids)
+        sales = [
+            SaleRow(
+                sale_id=row.sale_id,
+                product_id=row.product_id,
+                initial=row.initial,
+                stock=row.stock,
+                frozen=row.frozen,
+                sold=row.sold,
+                per_user_limit=row.per_user_limit,
+            )
+            for row in await connection.execute(of_sales)
+        ]
+        rows = list(await connection.execute(of_orders))
+        decisions = await _decisions(connection, product_tables.metadata.tables["decision"])
+    # Sale 0 is a product's own stock, which callers that know nothing of sales use: not part of any sale.
+    foreign = {row.gid for row in rows if row.sale_id == 0}
+    reservations = [
+        ReservationRow(
+            order_id=order_id_from_key(row.product_id, row.order_id),
+            sale_id=row.sale_id,
+            user_id=row.user_id,
+            quantity=row.quantity,
+            state=_STATES[RowState(row.state)],
+            reason=row.reason,
+            gid=row.gid,
+        )
+        for row in rows
+        if row.sale_id
+    ]
+    return sales, reservations, {gid: op for gid, op in decisions.items() if gid not in foreign}
+
+
+async def _read_order(stores: Stores, sale_ids: set[int]) -> tuple[list[OrderRow], dict[str, str]]:
+    async with _reading(stores.order, "order.database_url") as connection:
+        rows = list(await connection.execute(select(order_tables.orders)))
+        decisions = await _decisions(connection, order_tables.metadata.tables["decision"])
+    foreign = {row.gid for row in rows if row.sale_id not in sale_ids}
+    orders = [
+        OrderRow(
+            order_id=order_id_from_key(row.product_id, row.order_id),
+            sale_id=row.sale_id,
+            user_id=row.user_id,
+            quantity=row.quantity,
+            confirmed=row.status == OrderState.CONFIRMED,
+            gid=row.gid,
+        )
+        for row in rows
+        if row.sale_id in sale_ids
+    ]
+    return orders, {gid: op for gid, op in decisions.items() if gid not in foreign}
+
+
+async def _decisions(connection: AsyncConnection, table: Table) -> dict[str, str]:
+    return {row.gid: row.op for row in await connection.execute(select(table.c.gid, table.c.op))}
+
+
+def _of_products(
+    query: Select[tuple[object, ...]], table: Table, product_ids: Collection[int] | None
+) -> Select[tuple[object, ...]]:
+    return query if product_ids is None else query.where(table.c.product_id.in_(product_ids))
+
+
+def _engine(secret: SecretStr) -> AsyncEngine:
+    """An engine for reading. SQLite is told so: it would make the file of a mistyped path."""
+    url = make_url(secret.get_secret_value())
+    if url.get_backend_name() == "sqlite" and url.database:
+        url = url.set(database=f"file:{quote(url.database)}", query={"mode": "ro", "uri": "true"})
+    return create_async_engine(url, pool_size=1)
+
+
+@asynccontextmanager
+async def _reading(engine: AsyncEngine, setting: str) -> AsyncIterator[AsyncConnection]:
+    try:
+        async with engine.connect() as connection:
+            yield connection
+    except (SQLAlchemyError, OSError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise StoreUnavailable(setting, reason) from error
+
+
+# --- Redis and Kafka -----------------------------------------------------------------------------------------------
+
+
+async def _told(stores: Stores, order_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+    told: dict[str, tuple[str, str]] = {}
+    for start in range(0, len(order_ids), RESULTS_READ):
+        part = [OrderId(order_id) for order_id in order_ids[start : start + RESULTS_READ]]
+        for order_id, result in (await stores.admission.ledger.results(part)).items():
+            if result.status in (OrderStatus.CONFIRMED, OrderStatus.REJECTED):
+                told[order_id] = (result.status.value, result.reason)
+    return told
+
+
+async def _letters(stores: Stores) -> frozenset[str]:
+    """Order ids in the dead-letter topic. A letter that holds no order stands for none."""
+    found: set[str] = set()
+    for record in await read_topic(stores.settings.kafka, stores.settings.kafka.dead_letter_topic):
+        try:
+            found |= {order.order_id for order in decode(record)}
+        except InvalidOrder:
+            continue
+    return frozenset(found)

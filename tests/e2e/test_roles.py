@@ -1,0 +1,93 @@
+"""Every role as a process of its own, configured by one file, on stand-ins that are none of them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from seckill.cli.roles import EVERY_ADDRESS
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Running, Seckill
+
+pytestmark = pytest.mark.slow
+
+ROLES = ("coordinator", "product", "order", "worker", "front")
+
+
+def free_addresses(count: int) -> list[str]:
+    """Addresses that nobody listens on. All are held until the last one is known, so that none comes twice."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+
+
+@pytest.fixture(scope="module")
+def roles(
+    new_seckill: Callable[[], Seckill], redis_server: str, kafka_server: str
+) -> tuple[Seckill, dict[str, Running]]:
+    """A home whose SECKILL_CONFIG names a file, and the five roles that run by it."""
+    seckill = new_seckill()
+    file = seckill.folder / "seckill.toml"
+    file.write_text(settings_file(redis_server, kafka_server))
+    seckill.environment["SECKILL_CONFIG"] = str(file)
+    return seckill, {role: seckill.start(role) for role in ROLES}
+
+
+def settings_file(redis: str, kafka: str) -> str:
+    address = dict(zip(EVERY_ADDRESS, free_addresses(len(EVERY_ADDRESS)), strict=True))
+    sections: dict[str, list[str]] = {
+        "kafka": [
+            f'bootstrap = "{kafka}"',
+            'topic = "roles-topic"',
+            'dead_letter_topic = "roles-dlt"',
+            'group = "roles"',
+        ],
+        "redis": [f'url = "{redis}"', "run_id_check = false"],
+        "dtm": [f'grpc = "{address["coordinator.grpc"]}"', f'http = "{address["coordinator.http"]}"'],
+        "front": ['operator_token = "for-tests-only"'],
+    }
+    for name, listening in address.items():
+        section, key = name.split(".")
+        sections.setdefault(section, []).append(f'{key} = "{listening}"')
+    return "\n".join(f"[{name}]\n" + "\n".join(lines) + "\n" for name, lines in sections.items())
+
+
+def until_ready(seckill: Seckill) -> None:
+    deadline = time.monotonic() + 60
+    while (ended := seckill.run("status")).returncode != 0:
+        assert time.monotonic() < deadline, ended.stdout + ended.stderr
+
+
+def test_five_processes_carry_an_order_and_drain(roles: tuple[Seckill, dict[str, Running]]) -> None:
+    """Five processes that share only sockets carry an order to its end; SIGTERM drains each, which says so."""
+    seckill, running = roles
+    until_ready(seckill)
+    product = str(time.time_ns() % 1_000_000_007 + 1)  # the stand-in for Redis is shared with other tests
+    seckill.json("sale", "create", "--product", product, "--stock", "3")
+    order = seckill.json("publish", "--user", "7", "--product", product)
+    assert seckill.json("order", "show", order["order_id"], "--wait", "30")["status"] == "confirmed"
+
+    unready = seckill_without_coordinator(seckill, running)
+    assert unready["coordinator"] == "unreachable"
+    assert unready["worker"] == "unready"
+    for role in reversed(ROLES[1:]):
+        assert running[role].stop(signal.SIGTERM) == 0, running[role].stderr
+        assert f"seckill {role}: drained and ended" in running[role].stderr
+
+
+def seckill_without_coordinator(seckill: Seckill, running: dict[str, Running]) -> dict[str, str]:
+    """The roles' states after the coordinator was ended; `status` must not call that fine."""
+    assert running["coordinator"].stop(signal.SIGTERM) == 0
+    ended = seckill.run("status", "--json")
+    assert ended.returncode == 1
+    return {role["role"]: role["state"] for role in json.loads(ended.stdout)["roles"]}
