@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import tomli_w
 from pydantic import SecretStr
 
 if TYPE_CHECKING:
@@ -31,14 +31,7 @@ def document(settings: Settings, *, reveal: bool = False) -> Document:
 
 
 def to_toml(values: Mapping[str, Any]) -> str:
-    """TOML of one level of sections holding text, numbers and truth values: all that settings are made of."""
-    top = [f"{key} = {_value(value)}" for key, value in values.items() if not isinstance(value, Mapping)]
-    sections = [
-        "\n".join([f"\n[{name}]", *(f"{key} = {_value(value)}" for key, value in section.items())])
-        for name, section in values.items()
-        if isinstance(section, Mapping)
-    ]
-    return "\n".join([*top, *sections]) + "\n"
+    return tomli_w.dumps(values)
 
 
 def masked_url(url: str) -> str:
@@ -58,12 +51,3 @@ def _plain(key: str, value: Any, *, reveal: bool) -> Any:
     if reveal:
         return value.get_secret_value()
     return masked_url(value.get_secret_value()) if key.endswith("url") else MASK
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return str(value)
-    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

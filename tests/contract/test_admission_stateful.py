@@ -185,7 +185,7 @@ class Histories(RuleBasedStateMachine):
         assert (stats.entries, stats.parked) == (len(entries), len(self.of("parked")))
 
 
-@pytest.mark.parametrize("examples", [25])
+@pytest.mark.parametrize("examples", [40])
 def test_any_history(redis_backend: Backend, examples: int) -> None:
     """Stock and admitted units always add up, no buyer exceeds the limit, and no result ever changes."""
 

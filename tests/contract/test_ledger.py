@@ -230,6 +230,23 @@ async def test_claiming_takes_what_is_due_and_moves_it(redis_backend: Backend, p
             assert entry.due_ms == entry.published_at_ms + 60_000
 
 
+async def test_an_old_entry_is_claimed_less_often(redis_backend: Backend, product_id: int) -> None:
+    """The pause until an entry is due again grows with its age, within bounds."""
+    async with admission_on(redis_backend, republish_after_ms=1) as admission:
+        await admission.sales.warm(a_sale(product_id))
+        await admitted(admission, product_id, range(1, 2))
+        await asyncio.sleep(0.3)
+        pauses = []
+        for republish_after_ms in (100, 20):
+            await admission.ledger.claim_due(product_id, limit=1, republish_after_ms=republish_after_ms)
+            (entry,) = await admission.ledger.entries(product_id)
+            pauses.append(entry.due_ms - entry.published_at_ms)
+            await admission.ledger.postpone([entry.order], delay_ms=0)
+        age_ms = entry.published_at_ms - entry.order.admitted_at_ms
+        assert 290 <= pauses[0] <= age_ms < 1_000
+        assert pauses[1] == 200
+
+
 async def test_two_claimers_never_share_an_entry(redis_backend: Backend, product_id: int) -> None:
     """Claimers that run at once split the due entries between them."""
     async with admission_on(redis_backend, republish_after_ms=1) as admission:

@@ -1,0 +1,260 @@
+"""The ledger: orders that were accepted and have not ended, and for a while how they ended.
+
+Every method is one script call (or one pipeline of reads) per sale and may be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import structlog
+
+from seckill.admission.keys import PRODUCTS, sale_keys, sales_key
+from seckill.admission.link import Argument, Command, RedisLink, load_script
+from seckill.admission.waiting import ResultWatch
+from seckill.domain.order import Order, OrderId, parse_order_id
+from seckill.domain.outcomes import Confirmed, OrderResult, OrderStatus, Rejected
+from seckill.domain.reasons import Rejection
+from seckill.settings import LedgerSettings
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+CALL_ORDERS_MAX = 500
+"""Orders in one script call: what a script can unpack, and what Redis may be busy with in one piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """`due_ms`: when someone should look at it; of a parked entry, when it was parked."""
+
+    order: Order
+    published_at_ms: int
+    due_ms: int
+    state: Literal["pending", "parked"]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerStats:
+    """`oldest_age_ms` is that of the oldest pending entry (0: none); `sale_id` is the newest sale held (0: none)."""
+
+    entries: int
+    parked: int
+    oldest_age_ms: int
+    sale_id: int = 0
+
+
+class Ledger:
+    """All methods raise AdmissionUnavailable when Redis does not answer."""
+
+    def __init__(self, link: RedisLink, settings: LedgerSettings) -> None:
+        self._link = link
+        self._result_ttl_ms = settings.result_ttl_s * 1_000
+        self._watch = ResultWatch(self.results)
+
+    async def close(self) -> None:
+        await self._watch.close()
+
+    async def settle(self, ended: Sequence[tuple[Order, Confirmed | Rejected]]) -> None:
+        """Writes results, takes the entries off, gives back what a rejection gives back. A result never changes."""
+        batches = _by_sale(((order, end) for order, end in ended), lambda pair: pair[0])
+        commands = [self._settle_command(*batch) for batch in batches]
+        replies = await self._link.run(commands) if commands else []
+        for (_, _, pairs), standing in zip(batches, replies, strict=True):
+            for (order, end), result in zip(pairs, standing, strict=True):
+                if result != _result_text(order, end):
+                    log.error("result_conflict", order_id=order.order_id, stands=result, came=_result_text(order, end))
+
+    def _settle_command(
+        self, product_id: int, sale_id: int, pairs: Sequence[tuple[Order, Confirmed | Rejected]]
+    ) -> Command:
+        keys = sale_keys(product_id, sale_id)
+        names = [keys.stock, keys.buyers, keys.ledger, keys.due, keys.ages, keys.parked, sales_key(product_id)]
+        arguments: list[Argument] = [sale_id, self._result_ttl_ms]
+        for order, end in pairs:
+            names.append(keys.result(order.order_id))
+            status, reason = _status_and_reason(end)
+            # When the database had no units for the order, there are none to sell again.
+            gives_units = int(reason != Rejection.SOLD_OUT)
+            arguments += (order.order_id, order.user_id, order.quantity, status, reason, gives_units)
+        return load_script("settle").call(names, arguments)
+
+    async def results(self, order_ids: Sequence[OrderId]) -> dict[OrderId, OrderResult]:
+        """What Redis knows of these orders. Absent: nothing (never admitted, or its result has expired)."""
+        by_product: dict[int, list[OrderId]] = {}
+        for order_id in dict.fromkeys(order_ids):
+            by_product.setdefault(parse_order_id(order_id)[0], []).append(order_id)
+        sales = await self._sales_of(list(by_product))
+        places = [
+            (sale_keys(product_id, sale_id), part)
+            for product_id, ids in by_product.items()
+            for sale_id in sales[product_id]
+            for part in _parts(ids)
+        ]
+        # The ledger is read before the results: an order that is settled in between is then seen twice, never missed.
+        commands: list[Command] = []
+        for keys, ids in places:
+            commands += [
+                ("HMGET", keys.ledger, *ids),
+                ("ZMSCORE", keys.parked, *ids),
+                ("MGET", *(keys.result(order_id) for order_id in ids)),
+            ]
+        replies = await self._link.run(commands) if commands else []
+        found: dict[OrderId, OrderResult] = {}
+        for (_, ids), *answers in zip(places, replies[0::3], replies[1::3], replies[2::3], strict=True):
+            for order_id, *facts in zip(ids, *answers, strict=True):
+                if (result := _result(order_id, *facts)) is not None:
+                    found[order_id] = result
+        return found
+
+    async def wait_result(self, order_id: OrderId, *, timeout_ms: int) -> OrderResult | None:
+        """The end of the order, or what is known of it when the time is up. DELAYED ends the waiting as well.
+
+        All waiters of this ledger share one poll. None: Redis does not know the order.
+        """
+        return await self._watch.wait(order_id, timeout_ms=timeout_ms)
+
+    async def postpone(self, orders: Sequence[Order], *, delay_ms: int) -> None:
+        """Moves `due` to `delay_ms` from now; pending entries only."""
+        script = load_script("postpone")
+        commands = [
+            script.call([sale_keys(product_id, sale_id).due], [delay_ms, *(order.order_id for order in part)])
+            for product_id, sale_id, part in _by_sale(orders, lambda order: order)
+        ]
+        if commands:
+            await self._link.run(commands)
+
+    async def park(self, orders: Sequence[Order]) -> None:
+        """Sets the entries aside (their records are dead letters); existing entries only."""
+        script, commands = load_script("park"), []
+        for product_id, sale_id, part in _by_sale(orders, lambda order: order):
+            keys = sale_keys(product_id, sale_id)
+            names = [keys.ledger, keys.due, keys.ages, keys.parked]
+            commands.append(script.call(names, [order.order_id for order in part]))
+        if commands:
+            await self._link.run(commands)
+
+    async def claim_due(self, product_id: int, *, limit: int, republish_after_ms: int) -> list[Order]:
+        """Takes up to `limit` pending entries that are due, and makes them due again in `republish_after_ms`, or in as
+        long as an entry is old already, up to ten times that: copies of a record that only waits stay few.
+
+        Nobody else gets them in between. When the reply is lost, they come back once they are due again.
+        """
+        script = load_script("claim_due")
+        claimed: list[Order] = []
+        for sale_id in (await self._sales_of([product_id]))[product_id]:
+            keys = sale_keys(product_id, sale_id)
+            while (wanted := min(limit - len(claimed), CALL_ORDERS_MAX)) > 0:
+                reply = await self._link.one(script.call([keys.ledger, keys.due], [wanted, republish_after_ms]))
+                claimed += [
+                    _entry_order(product_id, sale_id, order_id, text)[0]
+                    for order_id, text in zip(reply[::2], reply[1::2], strict=True)
+                ]
+                if len(reply) < 2 * wanted:
+                    break
+        return claimed
+
+    async def entries(self, product_id: int) -> list[LedgerEntry]:
+        """All entries of the product's sales: for audits and a person's eyes, not for the path of an order."""
+        found: list[LedgerEntry] = []
+        for sale_id in (await self._sales_of([product_id]))[product_id]:
+            keys = sale_keys(product_id, sale_id)
+            texts, due, parked = await self._link.run(
+                [
+                    ("HGETALL", keys.ledger),
+                    ("ZRANGE", keys.due, 0, -1, "WITHSCORES"),
+                    ("ZRANGE", keys.parked, 0, -1, "WITHSCORES"),
+                ]
+            )
+            due_of, parked_of = _scores(due), _scores(parked)
+            for order_id, text in texts.items():
+                order, published_at_ms = _entry_order(product_id, sale_id, order_id, text)
+                if order_id in parked_of:
+                    found.append(LedgerEntry(order, published_at_ms, parked_of[order_id], "parked"))
+                elif order_id in due_of:  # in neither: settled between the two reads
+                    found.append(LedgerEntry(order, published_at_ms, due_of[order_id], "pending"))
+        return found
+
+    async def stats(self, product_id: int) -> LedgerStats:
+        """Sizes over all sales of the product; as cheap with a full ledger as with an empty one."""
+        sales = (await self._sales_of([product_id]))[product_id]
+        commands: list[Command] = [("TIME",)]
+        for sale_id in sales:
+            keys = sale_keys(product_id, sale_id)
+            commands += [
+                ("HLEN", keys.ledger), ("ZCARD", keys.parked), ("ZRANGE", keys.ages, 0, 0, "WITHSCORES"),
+            ]  # fmt: skip
+        time, *replies = await self._link.run(commands)
+        now_ms = int(time[0]) * 1_000 + int(time[1]) // 1_000
+        oldest = [at_ms for ages in replies[2::3] for at_ms in _scores(ages).values()]
+        return LedgerStats(
+            entries=sum(replies[0::3]),
+            parked=sum(replies[1::3]),
+            oldest_age_ms=max(0, now_ms - min(oldest)) if oldest else 0,
+            sale_id=max(sales, default=0),
+        )
+
+    async def products(self) -> list[int]:
+        """Ids of the products that have a sale in Redis, in order."""
+        return sorted(int(product_id) for product_id in await self._link.one(("SMEMBERS", PRODUCTS)))
+
+    async def _sales_of(self, product_ids: Sequence[int]) -> dict[int, list[int]]:
+        """The sales of each product that Redis holds something of, newest first."""
+        if not product_ids:
+            return {}
+        replies = await self._link.run([("ZRANGE", sales_key(product_id), 0, -1) for product_id in product_ids])
+        return {
+            product_id: sorted((int(sale_id) for sale_id in reply), reverse=True)
+            for product_id, reply in zip(product_ids, replies, strict=True)
+        }
+
+
+def _result(order_id: OrderId, entry: str | None, parked_at: float | None, result: str | None) -> OrderResult | None:
+    if result is not None:
+        status, _, _, reason = result.split(":", 3)
+        return OrderResult(order_id, OrderStatus(status), reason)
+    if entry is None:
+        return None
+    return OrderResult(order_id, OrderStatus.PROCESSING if parked_at is None else OrderStatus.DELAYED)
+
+
+def _status_and_reason(end: Confirmed | Rejected) -> tuple[str, str]:
+    match end:
+        case Confirmed():
+            return OrderStatus.CONFIRMED.value, ""
+        case Rejected(reason):
+            return OrderStatus.REJECTED.value, str(reason)
+
+
+def _result_text(order: Order, end: Confirmed | Rejected) -> str:
+    """A result as `settle.lua` writes it."""
+    status, reason = _status_and_reason(end)
+    return f"{status}:{order.user_id}:{order.quantity}:{reason}"
+
+
+def _entry_order(product_id: int, sale_id: int, order_id: str, text: str) -> tuple[Order, int]:
+    """The order of an entry as `admit.lua` writes it, and when it was published last."""
+    user_id, quantity, admitted_at_ms, number, published_at_ms = (int(field) for field in text.split(":"))
+    order = Order(OrderId(order_id), sale_id, user_id, product_id, quantity, admitted_at_ms, number)
+    return order, published_at_ms
+
+
+def _scores(flat: Sequence[str]) -> dict[str, int]:
+    """Member → score of a ZRANGE … WITHSCORES reply."""
+    return {member: int(float(score)) for member, score in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def _parts(items: Sequence[T]) -> Iterable[Sequence[T]]:
+    return (items[at : at + CALL_ORDERS_MAX] for at in range(0, len(items), CALL_ORDERS_MAX))
+
+
+def _by_sale(items: Iterable[T], order_of: Callable[[T], Order]) -> list[tuple[int, int, Sequence[T]]]:
+    """Product id, sale id and items, one group per script call; every group of one sale, in the order given."""
+    groups: dict[tuple[int, int], list[T]] = {}
+    for item in items:
+        order = order_of(item)
+        groups.setdefault((order.product_id, order.sale_id), []).append(item)
+    return [(product_id, sale_id, part) for (product_id, sale_id), group in groups.items() for part in _parts(group)]

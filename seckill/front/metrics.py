@@ -1,0 +1,38 @@
+"""Counters and gauges of the front."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+REQUESTS = Counter("seckill_front_orders_total", "Order requests by their answer", ["api", "code"])
+LATENCY = Histogram(
+    "seckill_front_order_seconds",
+    "From the request's body to its answer",
+    ["api"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+BATCH_SIZE = Histogram(
+    "seckill_front_admission_batch_orders",
+    "Orders in one call of the admission script",
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000),
+)
+REPUBLISHED = Counter("seckill_front_republished_total", "Pending ledger entries published again", ["result"])
+LEDGER_ENTRIES = Gauge("seckill_ledger_entries", "Orders that were accepted and have not ended", ["product_id"])
+LEDGER_PARKED = Gauge("seckill_ledger_parked", "Ledger entries whose records are dead letters", ["product_id"])
+LEDGER_OLDEST = Gauge("seckill_ledger_oldest_seconds", "Age of the oldest pending entry", ["product_id"])
+
+
+class OrderMetrics:
+    """The counters of one API, their children looked up once per code."""
+
+    def __init__(self, api: str) -> None:
+        self._api = api
+        self._by_code: dict[str, Counter] = {}
+        self._latency = LATENCY.labels(api)
+
+    def answered(self, code: str, seconds: float) -> None:
+        counter = self._by_code.get(code)
+        if counter is None:
+            counter = self._by_code[code] = REQUESTS.labels(self._api, code)
+        counter.inc()
+        self._latency.observe(seconds)

@@ -1,0 +1,126 @@
+"""The front as a running role: both servers and the background work, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from seckill.admission.gate import AdmissionGate
+from seckill.admission.ledger import Ledger
+from seckill.admission.link import RedisLink
+from seckill.admission.sales import SaleBook
+from seckill.front.grpc import SeckillService
+from seckill.front.http import FrontParts, create_app
+from seckill.front.intake import Intake, Publisher
+from seckill.front.metrics import BATCH_SIZE
+from seckill.front.product_client import ProductClient
+from seckill.front.republish import Republisher
+from seckill.front.sale_desk import SaleDesk
+from seckill.ops import PortInUse, Readiness, serve_http
+from seckill.settings import FrontSettings, LedgerSettings
+from seckill.wire import seckill_pb2_grpc
+
+log = structlog.get_logger(__name__)
+
+GRPC_REQUEST_BYTES_MAX = 16_384
+GRPC_CALLS_MAX = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class ServedFront:
+    """Where the running front listens."""
+
+    http_address: str
+    grpc_address: str
+
+
+@asynccontextmanager
+async def serve_front(
+    settings: FrontSettings,
+    *,
+    link: RedisLink,
+    ledger: Ledger,
+    ledger_settings: LedgerSettings,
+    publisher: Publisher,
+    product: grpc.aio.Channel,
+    product_address: str,
+) -> AsyncIterator[ServedFront]:
+    """Serves until the block ends. Then: unready, no new orders, those under way are finished within
+    `drain_timeout_ms`. Raises PortInUse. The link, the ledger and the publisher stay the caller's to close.
+    """
+    book = SaleBook(link, ledger_settings)
+    products = ProductClient(product, address=product_address)
+    gate = AdmissionGate(
+        link,
+        ledger_settings,
+        batch_max=settings.admission_batch_max,
+        queue_max=settings.admission_queue_max,
+        on_batch=BATCH_SIZE.observe,
+    )
+    intake = Intake(
+        gate, publisher, publish_timeout_ms=settings.publish_timeout_ms, orders_max=settings.admission_queue_max
+    )
+    readiness = Readiness("front", {"redis": book.check, "kafka": publisher.check, "product": products.check})
+    parts = FrontParts(intake, ledger, SaleDesk(products, book), readiness)
+    service = SeckillService(intake, products, book)
+    republisher = Republisher(
+        ledger,
+        publisher,
+        every_ms=settings.republish_every_ms,
+        batch_max=settings.republish_batch_max,
+        republish_after_ms=ledger_settings.republish_after_ms,
+    )
+    app = create_app(settings, parts)
+    async with (
+        gate,
+        serve_http(app, settings.http, drain_timeout_ms=settings.drain_timeout_ms) as http_address,
+        _serve_grpc(service, settings) as grpc_address,
+        _background(republisher),
+    ):
+        try:
+            log.info("front_serving", http=http_address, grpc=grpc_address)
+            yield ServedFront(http_address, grpc_address)
+        finally:
+            readiness.stop()
+            service.drain()
+            await intake.drain(timeout_ms=settings.drain_timeout_ms)
+
+
+@asynccontextmanager
+async def _serve_grpc(service: SeckillService, settings: FrontSettings) -> AsyncIterator[str]:
+    server = grpc.aio.server(
+        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", GRPC_REQUEST_BYTES_MAX)],
+        maximum_concurrent_rpcs=GRPC_CALLS_MAX,
+    )
+    seckill_pb2_grpc.add_SeckillServicer_to_server(service, server)
+    healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs lack `aio`
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    try:
+        port = server.add_insecure_port(settings.grpc)
+    except RuntimeError as error:
+        raise PortInUse(settings.grpc, str(error)) from error
+    await server.start()
+    for name in ("", "seckill.Seckill"):
+        await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield f"{settings.grpc.rpartition(':')[0]}:{port}"
+    finally:
+        await healthy.enter_graceful_shutdown()
+        service.drain()
+        await server.stop(settings.drain_timeout_ms / 1_000)
+
+
+@asynccontextmanager
+async def _background(republisher: Republisher) -> AsyncIterator[None]:
+    task = asyncio.create_task(republisher.run(), name="republisher")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
