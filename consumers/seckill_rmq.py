@@ -24,7 +24,7 @@ from seckill.checkout.reservations import Reservations, outcome_of
 from seckill.checkout.tcc import TccCheckout
 from seckill.domain.errors import InvalidOrder, OrderIdReused, SeckillError
 from seckill.domain.order import Order, OrderId
-from seckill.domain.outcomes import Confirmed, Failed, OrderStatus, Outcome, Rejected, Undecided
+from seckill.domain.outcomes import Confirmed, Failed, OrderResult, OrderStatus, Outcome, Rejected, SetAside, Undecided
 from seckill.domain.reasons import DeadLetterReason
 from seckill.domain.retry import Dead, Retry, RetryPolicy
 from seckill.messaging.dead_letters import DeadLetters, Letter
@@ -43,7 +43,6 @@ ADMITTED_TO_CONFIRMED = Histogram(
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60),
 )
 
-ENDED = frozenset({OrderStatus.CONFIRMED, OrderStatus.REJECTED})
 HELD_PAUSE_MS = 2_000
 """Pause before an undecided order that the ledger does not hold is looked at again."""
 
@@ -109,8 +108,7 @@ class SeckillCarrier:
 
     async def _unfinished(self, orders: Sequence[Carried]) -> list[Carried]:
         """Without those that a result says have ended: a redelivered record costs one look."""
-        results = await until_done(lambda: self._ledger.results([carried.order.order_id for carried in orders]))
-        ended = {order_id for order_id, result in results.items() if result.status in ENDED}
+        ended = await until_done(lambda: self._ledger.ended([carried.order for carried in orders]))
         return [carried for carried in orders if carried.order.order_id not in ended]
 
     async def _try_once(self, orders: Sequence[Carried]) -> Outcomes:
@@ -142,7 +140,7 @@ class SeckillCarrier:
         ended: list[tuple[Order, Confirmed | Rejected]] = []
         undecided: list[Carried] = []
         again: list[Carried] = []
-        pause_ms = 0
+        pause_ms, cause = 0, ""
         for carried in orders:
             match outcomes[carried.order.order_id]:
                 case Confirmed() | Rejected() as end:
@@ -150,12 +148,14 @@ class SeckillCarrier:
                 case Undecided(gid, detail):
                     log.info("order_undecided", order_id=carried.order.order_id, gid=gid, detail=detail)
                     undecided.append(carried)
+                case SetAside():
+                    log.info("order_set_aside_before", order_id=carried.order.order_id)
                 case Failed(error):
                     carried.failed(at_ms=_now_ms())
                     match self._policy.decide(attempt=carried.attempts, error=error):
                         case Retry(delay_ms):
                             again.append(carried)
-                            pause_ms = max(pause_ms, delay_ms)
+                            pause_ms, cause = max(pause_ms, delay_ms), str(error)
                         case Dead(reason):
                             undecided += await self._bury_order(carried, reason, error)
         await self._settle(ended)
@@ -163,7 +163,7 @@ class SeckillCarrier:
         if held:
             pause_ms = max(pause_ms, HELD_PAUSE_MS)
         if again or held:
-            log.warning("orders_tried_again", failed=len(again), held=len(held), pause_ms=pause_ms)
+            log.warning("orders_tried_again", failed=len(again), held=len(held), pause_ms=pause_ms, error=cause)
             await asyncio.sleep(pause_ms / 1000)
         return again + held
 
@@ -184,7 +184,8 @@ class SeckillCarrier:
     async def _postpone(self, orders: Sequence[Carried]) -> list[Carried]:
         """Waiting is no attempt: the ledger brings these back when their transactions have had time to end.
 
-        Returns those that the ledger does not hold: nothing would bring them back, so they stay in hand, uncommitted.
+        Returns those that the ledger does not hold, or holds as parked: nothing would bring them back, so they stay in
+        hand, uncommitted.
         """
         if not orders:
             return []
@@ -192,10 +193,12 @@ class SeckillCarrier:
         waiting = [carried.order for carried in orders]
         await until_done(lambda: self._ledger.postpone(waiting, delay_ms=self._undecided_wait_ms))
         known = await until_done(lambda: self._ledger.results([order.order_id for order in waiting]))
-        return [carried for carried in orders if carried.order.order_id not in known]
+        return [carried for carried in orders if not _comes_back(known.get(carried.order.order_id))]
 
     async def _bury_order(self, carried: Carried, reason: DeadLetterReason, error: Exception) -> list[Carried]:
-        """Sets an order aside; returns it when its reservation says, or may say, that a transaction holds it."""
+        """Sets an order aside; returns it when its reservation says, or may say, that a transaction holds it,
+        or when the ledger brings it back.
+        """
         if isinstance(error, OrderIdReused):
             await self._bury_impostor(carried.delivered)
             return []
@@ -210,11 +213,23 @@ class SeckillCarrier:
                 await self._settle([(order, end)])
             case Undecided():
                 return [carried]
+            case Failed(OrderIdReused()):
+                await self._bury_impostor(carried.delivered)
             case _:
+                if await self._was_admitted(carried):
+                    return [carried]
                 letter = Letter(reason, error, carried.attempts, carried.first_failed_ms)
                 await self._write_letter(carried.delivered, letter)
                 await until_done(lambda: self._ledger.park([order]))
         return []
+
+    async def _was_admitted(self, carried: Carried) -> bool:
+        """Whether the ledger holds an order past the front whose admission was not answered: it is brought back."""
+        order_id = carried.order.order_id
+        if carried.order.admission_number is not None:
+            return False
+        known = await until_done(lambda: self._ledger.results([order_id]))
+        return _comes_back(known.get(order_id))
 
     async def _bury_impostor(self, delivered: Delivered) -> None:
         """Other contents under a known id: the letter is written, the true order's ledger entry is not touched."""
@@ -230,17 +245,23 @@ class SeckillCarrier:
 
 
 def split_reused(orders: Sequence[Delivered]) -> tuple[list[Delivered], list[Delivered]]:
-    """Each order id once, the first that came; and those that reuse an id with other contents. Pure.
+    """Each order id once, and those that reuse an id with other contents. Pure.
 
-    An exact repeat is in neither list: it is routed with the first.
+    Of an id's orders one that was admitted goes before one that came past the front, then the first before the next. An
+    exact repeat is in neither list: it is routed with the first.
     """
     first: dict[OrderId, Delivered] = {}
     reused: list[Delivered] = []
-    for delivered in orders:
+    for delivered in sorted(orders, key=lambda delivered: delivered.order.admission_number is None):  # stable
         known = first.setdefault(delivered.order.order_id, delivered)
         if not same_contents(known.order, delivered.order):
             reused.append(delivered)
     return list(first.values()), reused
+
+
+def _comes_back(result: OrderResult | None) -> bool:
+    """Whether the ledger publishes the order again, or it has ended."""
+    return result is not None and result.status is not OrderStatus.DELAYED
 
 
 def _own_record(delivered: Delivered) -> Record:

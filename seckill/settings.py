@@ -13,6 +13,7 @@ import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -41,9 +42,32 @@ def _bootstrap(value: str) -> str:
     return value
 
 
+def _redis_url(value: SecretStr) -> SecretStr:
+    url = value.get_secret_value()
+    if url.partition("://")[0] not in {"redis", "rediss", "unix"} or not _has_possible_port(url):
+        raise ValueError("must be redis://HOST:PORT/0, or redis://:PASSWORD@HOST:PORT/0 (rediss:// for TLS)")
+    return value
+
+
+def _database_url(value: SecretStr) -> SecretStr:
+    driver, separator, _ = value.get_secret_value().partition("://")
+    if not separator or driver not in {"sqlite+aiosqlite", "mysql+asyncmy", "mariadb+asyncmy"}:
+        raise ValueError("must be sqlite+aiosqlite:///PATH or mysql+asyncmy://USER:PASSWORD@HOST:PORT/DATABASE")
+    return value
+
+
+def _has_possible_port(url: str) -> bool:
+    try:
+        return urlsplit(url).port != 0
+    except ValueError:
+        return False
+
+
 Address = Annotated[str, AfterValidator(_host_port)]
 """`host:port`; port 0 takes a free one where the address is one to listen on."""
 
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+DatabaseUrl = Annotated[SecretStr, AfterValidator(_database_url)]
 Addresses = Annotated[str, AfterValidator(_bootstrap)]
 Milliseconds = Annotated[int, Field(gt=0, le=86_400_000)]
 Seconds = Annotated[int, Field(gt=0, le=31_536_000)]
@@ -82,7 +106,7 @@ class KafkaSettings(Section):
 
 
 class RedisSettings(Section):
-    url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    url: RedisUrl = SecretStr("redis://127.0.0.1:6379/0")
     command_timeout_ms: Milliseconds = 2_000
     connections_max: Annotated[int, Field(gt=1, le=1_000)] = 16
     # Admission compares the server's run_id with the one stored with the sale, and pauses when Redis was restarted.
@@ -104,7 +128,7 @@ class ServiceSettings(Section):
 
     grpc: Address
     ops: Address  # HTTP: /healthz /readyz /metrics
-    database_url: SecretStr
+    database_url: DatabaseUrl
     pool_size: Annotated[int, Field(gt=0, le=200)] = 8
     lock_wait_s: Annotated[int, Field(gt=0, le=3)] = 3
     drain_timeout_ms: Milliseconds = 10_000
@@ -113,13 +137,13 @@ class ServiceSettings(Section):
 class ProductSettings(ServiceSettings):
     grpc: Address = "127.0.0.1:9101"
     ops: Address = "127.0.0.1:9111"
-    database_url: SecretStr = SecretStr("sqlite+aiosqlite:///product.db")
+    database_url: DatabaseUrl = SecretStr("sqlite+aiosqlite:///product.db")
 
 
 class OrderSettings(ServiceSettings):
     grpc: Address = "127.0.0.1:9102"
     ops: Address = "127.0.0.1:9112"
-    database_url: SecretStr = SecretStr("sqlite+aiosqlite:///order.db")
+    database_url: DatabaseUrl = SecretStr("sqlite+aiosqlite:///order.db")
 
 
 class DtmSettings(Section):
@@ -140,7 +164,7 @@ class CoordinatorSettings(Section):
 
     grpc: Address = "127.0.0.1:36790"
     http: Address = "127.0.0.1:36789"  # query API, /healthz /readyz /metrics
-    database_url: SecretStr = SecretStr("sqlite+aiosqlite:///coordinator.db")
+    database_url: DatabaseUrl = SecretStr("sqlite+aiosqlite:///coordinator.db")
     cron_interval_ms: Milliseconds = 1_000
     branch_timeout_s: Seconds = 3
     retry_interval_s: Seconds = 10
@@ -165,7 +189,7 @@ class WorkerSettings(Section):
 class RetrySettings(Section):
     """In-place attempts before a record is dead-lettered."""
 
-    attempts_max: Annotated[int, Field(gt=0, le=100)] = 8
+    attempts_max: Annotated[int, Field(gt=0, le=100)] = 20  # with the pauses below, about a minute
     base_ms: Milliseconds = 100
     cap_ms: Milliseconds = 5_000
 
@@ -247,9 +271,13 @@ def _parse(path: Path | None, source: str) -> dict[str, Any]:
     try:
         return tomllib.loads(embedded_profile() if path is None else path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"cannot read the settings file {source}: {error}") from error
+        raise SettingsError(f"cannot read the settings file {source}: {_cause(error)}") from error
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{source} is not valid TOML: {error}") from error
+
+
+def _cause(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else f"not UTF-8: {error}"
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import SecretStr
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 
 from consumers.seckill_rmq import SeckillCarrier
 from seckill.admission.gate import AdmissionGate
@@ -32,7 +34,7 @@ from seckill.checkout.late import LateAdmission
 from seckill.checkout.reservations import Reservations
 from seckill.checkout.tcc import TccCheckout, TccPlan
 from seckill.coordinator.server import serve_coordinator
-from seckill.domain.errors import ProductUnavailable, PublishUnknown
+from seckill.domain.errors import ProductUnavailable, PublishUnknown, SeckillError
 from seckill.domain.retry import RetryPolicy
 from seckill.dtm.channels import CHANNEL_OPTIONS
 from seckill.dtm.client import DtmClient
@@ -49,6 +51,15 @@ from seckill.settings import KafkaSettings, Settings
 
 log = structlog.get_logger()
 
+JOINING_TOLD_EVERY_MS = 5_000
+STOP_LIMITS_S = (5, 1, 1)
+
+UNPOLLED_MS_MAX = 2**31 - 1
+"""How long a consumer may not poll before it leaves the group: as good as for ever."""
+
+REJOIN_MARGIN_MS = 5_000
+"""How much longer than a session a consumer waits for an answer of the group, as Kafka's own client does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Role:
@@ -61,6 +72,26 @@ class Role:
 
 class NotInGroup(Exception):
     """The worker is up, and waits for its partitions."""
+
+
+class DatabaseUnavailable(SeckillError):
+    """A role's own database does not open; names the setting, and the address without its password."""
+
+    retryable = True
+
+    def __init__(self, setting: str, url: str, detail: str) -> None:
+        address = make_url(url).set(query={}).render_as_string(hide_password=True)
+        super().__init__(f"the database does not open at {address} ({setting}): {detail}")
+        self.setting = setting
+
+
+@asynccontextmanager
+async def opening_database(setting: str, url: SecretStr) -> AsyncIterator[None]:
+    """Raises DatabaseUnavailable for what the database says while the block starts a service on it."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise DatabaseUnavailable(setting, url.get_secret_value(), str(error.orig)) from error
 
 
 # --- clients ---------------------------------------------------------------------------------------------------------
@@ -113,9 +144,14 @@ async def open_consumer(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsum
         group_id=settings.group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
-        request_timeout_ms=settings.request_timeout_ms,
+        # A JoinGroup is answered once every member has come back or its session is over. Giving up before that would
+        # join again as yet another member, and put off the end of the rebalance for ever.
+        request_timeout_ms=max(settings.request_timeout_ms, settings.session_timeout_ms + REJOIN_MARGIN_MS),
         session_timeout_ms=settings.session_timeout_ms,
         heartbeat_interval_ms=settings.session_timeout_ms // 10,
+        # A worker that waits for a dead dependency with its hands full does not poll, and is alive all the same. Had it
+        # left the group for that, aiokafka would want a poll before it joins again, and the worker an assignment.
+        max_poll_interval_ms=UNPOLLED_MS_MAX,
         rebalance_timeout_ms=settings.session_timeout_ms,
     )
     try:
@@ -131,12 +167,20 @@ async def open_consumer(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsum
 
 
 async def _stop_consumer(consumer: AIOKafkaConsumer) -> None:
-    """Leaves the group. `stop()` can hang while Kafka is down, so it is bounded."""
-    try:
-        async with asyncio.timeout(5):
-            await consumer.stop()
-    except (TimeoutError, KafkaError) as error:
-        log.warning("consumer_stop_incomplete", error=str(error) or type(error).__name__)
+    """Leaves the group. `stop()` can hang while Kafka is down or forms the group, so it is bounded.
+
+    It takes one cancellation for the end of its joining and goes on to leave, so that it may need a second one.
+    """
+    stopping = asyncio.create_task(consumer.stop())
+    for limit_s in STOP_LIMITS_S:
+        await asyncio.wait({stopping}, timeout=limit_s)
+        if stopping.done():
+            break
+        stopping.cancel()
+    if not stopping.done() or stopping.cancelled():
+        log.warning("consumer_stop_incomplete", error="no answer in time")
+    elif error := stopping.exception():
+        log.warning("consumer_stop_incomplete", error=f"{type(error).__name__}: {error}")
 
 
 # --- roles -----------------------------------------------------------------------------------------------------------
@@ -144,14 +188,17 @@ async def _stop_consumer(consumer: AIOKafkaConsumer) -> None:
 
 @asynccontextmanager
 async def open_coordinator(settings: Settings) -> AsyncIterator[Role]:
-    async with serve_coordinator(settings.coordinator) as served:
+    async with AsyncExitStack() as stack:
+        async with opening_database("coordinator.database_url", settings.coordinator.database_url):
+            served = await stack.enter_async_context(serve_coordinator(settings.coordinator))
         yield Role("coordinator", {"coordinator.grpc": served.grpc_address, "coordinator.http": served.http_address})
 
 
 @asynccontextmanager
 async def open_product(settings: Settings) -> AsyncIterator[Role]:
     async with AsyncExitStack() as stack:
-        served = await stack.enter_async_context(serve_product(settings.product))
+        async with opening_database("product.database_url", settings.product.database_url):
+            served = await stack.enter_async_context(serve_product(settings.product))
         readiness = Readiness("product", {"database": served.check})
         ops = await stack.enter_async_context(serve_ops(settings.product.ops, readiness))
         stack.callback(readiness.stop)
@@ -161,7 +208,8 @@ async def open_product(settings: Settings) -> AsyncIterator[Role]:
 @asynccontextmanager
 async def open_order(settings: Settings) -> AsyncIterator[Role]:
     async with AsyncExitStack() as stack:
-        served = await stack.enter_async_context(serve_order(settings.order))
+        async with opening_database("order.database_url", settings.order.database_url):
+            served = await stack.enter_async_context(serve_order(settings.order))
         readiness = Readiness("order", {"database": served.check})
         ops = await stack.enter_async_context(serve_ops(settings.order.ops, readiness))
         stack.callback(readiness.stop)
@@ -170,9 +218,11 @@ async def open_order(settings: Settings) -> AsyncIterator[Role]:
 
 @asynccontextmanager
 async def open_front(settings: Settings) -> AsyncIterator[Role]:
+    """Raises AdmissionUnavailable or PublishUnknown when Redis or Kafka does not answer at start."""
     async with AsyncExitStack() as stack:
         link = await stack.enter_async_context(open_redis(settings))
         ledger = await stack.enter_async_context(open_ledger(link, settings))
+        await SaleBook(link, settings.ledger).check()
         publisher = await stack.enter_async_context(open_publisher(settings.kafka))
         channel = await stack.enter_async_context(open_channel(settings.product.grpc))
         served = await stack.enter_async_context(
@@ -242,22 +292,34 @@ async def open_worker(settings: Settings) -> AsyncIterator[Role]:
         ops = await stack.enter_async_context(serve_ops(settings.worker.ops, readiness))
         task = asyncio.create_task(worker.run([settings.kafka.topic]), name="worker")
         try:
-            await _joined(worker, task, within_ms=settings.kafka.session_timeout_ms)
+            await _joined(worker, task, settings.kafka)
             yield Role("worker", {"worker.ops": ops}, task)
         finally:
             readiness.stop()
             worker.stop()
+            if not worker.joined.is_set():
+                task.cancel()  # it waits for its first partitions, and holds nothing
             await asyncio.wait({task})
-        await task
+        if not task.cancelled():
+            await task
 
 
-async def _joined(worker: Worker, task: asyncio.Task[None], *, within_ms: int) -> None:
-    """Waits until the group has taken the worker in; a slow one is said, and goes on joining."""
+async def _joined(worker: Worker, task: asyncio.Task[None], settings: KafkaSettings) -> None:
+    """Waits until the group has taken the worker in. Says that it waits; a slow group is said, and joined later."""
+    log.info("worker_waiting_for_partitions", topic=settings.topic, group=settings.group)
     joining = asyncio.create_task(worker.joined.wait())
-    await asyncio.wait({joining, task}, timeout=within_ms / 1000, return_when=asyncio.FIRST_COMPLETED)
-    if not joining.done():
+    try:
+        for waited_ms in range(0, settings.session_timeout_ms, JOINING_TOLD_EVERY_MS):
+            if waited_ms:
+                log.warning("worker_still_waiting_for_partitions", group=settings.group, waited_ms=waited_ms)
+            await asyncio.wait(
+                {joining, task}, timeout=JOINING_TOLD_EVERY_MS / 1000, return_when=asyncio.FIRST_COMPLETED
+            )
+            if joining.done() or task.done():
+                return
+    finally:
         joining.cancel()
-        log.warning("worker_not_in_group", waited_ms=within_ms)
+    log.warning("worker_not_in_group", group=settings.group, waited_ms=settings.session_timeout_ms)
 
 
 async def _in_group(worker: Worker) -> None:
@@ -322,7 +384,8 @@ async def until_stopped(*roles: Role) -> None:
     """Returns on SIGTERM or SIGINT; raises when a role's own task ends before that."""
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
         loop.add_signal_handler(number, signalled.set)
     waiting = asyncio.create_task(signalled.wait())
     tasks = {role.task for role in roles if role.task is not None}
@@ -335,8 +398,9 @@ async def until_stopped(*roles: Role) -> None:
         waiting.cancel()
         with suppress(asyncio.CancelledError):
             await waiting
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)  # a second signal, while it drains, goes where the first would have gone
 
 
 # --- everything in one process ---------------------------------------------------------------------------------------

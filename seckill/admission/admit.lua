@@ -3,7 +3,8 @@
 --
 -- KEYS  1 sale  2 stock  3 buyers  4 ledger  5 due  6 ages  7 parked  8… one result per order
 --       (2 to 8… are those of the sale ARGV[1])
--- ARGV  1 sale id   2 '1': the orders are of that sale; '0': of the current one, which the caller takes for ARGV[1]
+-- ARGV  1 sale id   2 '1': the orders are of that sale; '0': of the current one, which the caller takes for ARGV[1];
+--       '2': of the current one, unless another sale of the product has admitted them: they came past the front before
 --       3 largest number of ledger entries   4 ms until someone should look at a new entry   5 '1': compare run ids
 --       then per order: order id, user id, quantity
 -- Reply 1 'current' | 'none' (the product has no sale) | 'other <sale id> <time of its ids>' (ask again with that one)
@@ -12,11 +13,12 @@
 --         P <admitted at> <number>      admitted before, still pending
 --         L                             admitted before, parked among the dead letters
 --         D <status> <reason>           admitted before, and ended
+--         S <sale id>                   admitted before in that sale: ask again with that one
 --         R <code> [fact]               refused
 --
 -- Ids stay texts throughout: a Lua number keeps only 53 bits.
 
-local sale_id, fixed = ARGV[1], ARGV[2] == '1'
+local sale_id, fixed, past_front = ARGV[1], ARGV[2] == '1', ARGV[2] == '2'
 local entries_max, look_after_ms, run_id_check = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5] == '1'
 local FIRST_RESULT, FIRST_ORDER = 8, 6
 local REMEMBERED_MAX = 8 -- order ids kept per buyer, so that ALREADY_ORDERED can name one
@@ -69,6 +71,17 @@ local function closed()
   return nil
 end
 
+local buyers = {} -- user id → {units, order ids}, as this batch leaves them
+local function buyer_of(i)
+  local buyer = buyers[users[i]]
+  if not buyer then
+    local units, orders = string.match(bought[i] or '0', '^(%d+) ?(.*)$')
+    buyer = {units = tonumber(units), orders = orders}
+    buyers[users[i]] = buyer
+  end
+  return buyer
+end
+
 -- The first answer again, or nil for an id that nobody has seen. Read for every order before anything else is judged.
 local fresh = {} -- entries that this batch makes
 local function known(i, user, quantity)
@@ -84,18 +97,26 @@ local function known(i, user, quantity)
     if its_user ~= user or its_quantity ~= quantity then return 'R KEY_REUSED' end
     return 'D ' .. status .. ' ' .. reason
   end
+  -- Its result has expired, and nothing was given back for it: it was confirmed.
+  local orders = buyer_of(i).orders
+  if orders ~= '' and string.find(' ' .. orders .. ' ', ' ' .. ids[i] .. ' ', 1, true) then return 'D confirmed ' end
   return nil
 end
 
-local buyers = {} -- user id → {units, order ids}, as this batch leaves them
-local function buyer_of(i)
-  local buyer = buyers[users[i]]
-  if not buyer then
-    local units, orders = string.match(bought[i] or '0', '^(%d+) ?(.*)$')
-    buyer = {units = tonumber(units), orders = orders}
-    buyers[users[i]] = buyer
+-- The sale that has admitted this id, when it is another one: an order that names no sale may come again after its sale
+-- was replaced, and must not be admitted in the new one as well. Sale 0 has only refusals that were told.
+local other_sales
+local function elsewhere(i)
+  local root = string.sub(KEYS[1], 1, -string.len('sale') - 1)
+  other_sales = other_sales or redis.call('ZRANGE', root .. 'sales', 0, -1)
+  for _, other in ipairs(other_sales) do
+    if other ~= sale_id and other ~= '0' then
+      local known_there = redis.call('HEXISTS', root .. other .. ':ledger', ids[i]) == 1
+        or redis.call('EXISTS', root .. other .. ':result:' .. ids[i]) == 1
+      if known_there then return 'S ' .. other end
+    end
   end
-  return buyer
+  return nil
 end
 
 local function reserve(i, user, quantity)
@@ -121,7 +142,7 @@ local taken = {}
 local why_closed, judged = nil, false
 for i = 1, count do
   local quantity = ARGV[FIRST_ORDER + 3 * (i - 1) + 2]
-  local answer = known(i, users[i], quantity)
+  local answer = known(i, users[i], quantity) or (past_front and elsewhere(i))
   if not answer then
     if not judged then why_closed, judged = closed(), true end
     answer = why_closed or reserve(i, users[i], quantity)

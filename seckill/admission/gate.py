@@ -60,6 +60,7 @@ class _Candidate:
     order_id: OrderId | None  # None: derived from the request id once the sale is known
     request_id: str | None = None
     fixed_sale_id: int = 0  # 0: of the product's current sale
+    past_front: bool = False  # it may have been admitted before, in a sale that has been replaced since
     answer: Admission | None = None
 
 
@@ -134,12 +135,16 @@ class AdmissionGate:
     async def admit_late(self, orders: Sequence[Order]) -> list[Admission]:
         """Admits orders that came past the front, under the ids that they have; answers in the same order.
 
-        `sale_id` 0 means the product's current sale. Raises AdmissionUnavailable; repeating the call is safe.
+        `sale_id` 0 means the sale that has admitted the order before, else the product's current one. Raises
+        AdmissionUnavailable; repeating the call is safe.
         """
         candidates = [
-            _Candidate(order.product_id, order.user_id, order.quantity, order.order_id, fixed_sale_id=order.sale_id)
+            _Candidate(
+                order.product_id, order.user_id, order.quantity, order.order_id,
+                fixed_sale_id=order.sale_id, past_front=True,
+            )
             for order in orders
-        ]
+        ]  # fmt: skip
         for part in _parts(candidates, FLIGHT_ORDERS_MAX):
             await self._judge(part)
         return [_answer_of(candidate) for candidate in candidates]
@@ -219,7 +224,7 @@ class AdmissionGate:
         ]  # fmt: skip
         arguments: list[Argument] = [
             batch.sale.sale_id,
-            int(batch.fixed),
+            1 if batch.fixed else 2 if batch.candidates[0].past_front else 0,
             self._ledger.entries_max,
             self._ledger.republish_after_ms,
             int(self._link.run_id_check),
@@ -246,9 +251,14 @@ class AdmissionGate:
             case _:
                 if self._on_batch is not None:
                     self._on_batch(len(batch.candidates))
+                again: list[_Candidate] = []
                 for candidate, answer in zip(batch.candidates, reply[1:], strict=True):
-                    candidate.answer = _parse(answer, _order_id_of(candidate, batch.sale), batch.sale.sale_id)
-                return []
+                    if answer.startswith("S "):
+                        candidate.fixed_sale_id = int(answer[2:])
+                        again.append(candidate)
+                    else:
+                        candidate.answer = _parse(answer, _order_id_of(candidate, batch.sale), batch.sale.sale_id)
+                return again
 
     def _remember(self, product_id: int, sale: _KnownSale) -> None:
         self._known_sales[product_id] = sale

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 import structlog
 
-from seckill.admission.keys import PRODUCTS, sale_keys, sales_key
+from seckill.admission.keys import PRODUCTS, SaleKeys, sale_keys, sales_key
 from seckill.admission.link import Argument, Command, RedisLink, load_script
 from seckill.admission.waiting import ResultWatch
 from seckill.domain.order import Order, OrderId, parse_order_id
@@ -22,6 +22,8 @@ from seckill.settings import LedgerSettings
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+ENDED = frozenset({OrderStatus.CONFIRMED, OrderStatus.REJECTED})
 
 CALL_ORDERS_MAX = 500
 """Orders in one script call: what a script can unpack, and what Redis may be busy with in one piece."""
@@ -77,13 +79,15 @@ class Ledger:
         for order, end in pairs:
             names.append(keys.result(order.order_id))
             status, reason = _status_and_reason(end)
-            # When the database had no units for the order, there are none to sell again.
-            gives_units = int(reason != Rejection.SOLD_OUT)
+            gives_units = int(_gives_units(end))
             arguments += (order.order_id, order.user_id, order.quantity, status, reason, gives_units)
         return load_script("settle").call(names, arguments)
 
     async def results(self, order_ids: Sequence[OrderId]) -> dict[OrderId, OrderResult]:
-        """What Redis knows of these orders. Absent: nothing (never admitted, or its result has expired)."""
+        """What Redis knows of these orders. Absent: nothing (never admitted, or its result has expired).
+
+        How an order ended goes before what another sale of the product still holds of it.
+        """
         by_product: dict[int, list[OrderId]] = {}
         for order_id in dict.fromkeys(order_ids):
             by_product.setdefault(parse_order_id(order_id)[0], []).append(order_id)
@@ -94,6 +98,34 @@ class Ledger:
             for sale_id in sales[product_id]
             for part in _parts(ids)
         ]
+        found: dict[OrderId, OrderResult] = {}
+        for order_id, facts in await self._facts(places):
+            result = _result(order_id, facts)
+            if result is not None and (order_id not in found or found[order_id].status not in ENDED):
+                found[order_id] = result
+        return found
+
+    async def ended(self, orders: Sequence[Order]) -> set[OrderId]:
+        """Which of these very orders (buyer and quantity count) have ended and are off the ledger of their sale.
+
+        Sale 0: in any sale. A result that another sale holds does not end an entry that this one holds.
+        """
+        by_id = {order.order_id: order for order in orders}
+        unknown = sorted({order.product_id for order in orders if order.sale_id == 0})
+        sales = await self._sales_of(unknown)
+        places = [
+            (sale_keys(product_id, place), [order.order_id for order in part])
+            for product_id, sale_id, part in _by_sale(orders, lambda order: order)
+            for place in ([sale_id] if sale_id else sales[product_id])
+        ]
+        return {
+            order_id
+            for order_id, facts in await self._facts(places)
+            if facts.entry is None and facts.result is not None and _is_result_of(facts.result, by_id[order_id])
+        }
+
+    async def _facts(self, places: Sequence[tuple[SaleKeys, Sequence[OrderId]]]) -> list[tuple[OrderId, _Facts]]:
+        """What each place holds of its orders, in the order given."""
         # The ledger is read before the results: an order that is settled in between is then seen twice, never missed.
         commands: list[Command] = []
         for keys, ids in places:
@@ -103,12 +135,11 @@ class Ledger:
                 ("MGET", *(keys.result(order_id) for order_id in ids)),
             ]
         replies = await self._link.run(commands) if commands else []
-        found: dict[OrderId, OrderResult] = {}
-        for (_, ids), *answers in zip(places, replies[0::3], replies[1::3], replies[2::3], strict=True):
-            for order_id, *facts in zip(ids, *answers, strict=True):
-                if (result := _result(order_id, *facts)) is not None:
-                    found[order_id] = result
-        return found
+        return [
+            (order_id, _Facts(*facts))
+            for (_, ids), *answers in zip(places, replies[0::3], replies[1::3], replies[2::3], strict=True)
+            for order_id, *facts in zip(ids, *answers, strict=True)
+        ]
 
     async def wait_result(self, order_id: OrderId, *, timeout_ms: int) -> OrderResult | None:
         """The end of the order, or what is known of it when the time is up. DELAYED ends the waiting as well.
@@ -212,13 +243,27 @@ class Ledger:
         }
 
 
-def _result(order_id: OrderId, entry: str | None, parked_at: float | None, result: str | None) -> OrderResult | None:
-    if result is not None:
-        status, _, _, reason = result.split(":", 3)
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What one sale holds of an order."""
+
+    entry: str | None
+    parked_at: float | None
+    result: str | None
+
+
+def _result(order_id: OrderId, facts: _Facts) -> OrderResult | None:
+    if facts.result is not None:
+        status, _, _, reason = facts.result.split(":", 3)
         return OrderResult(order_id, OrderStatus(status), reason)
-    if entry is None:
+    if facts.entry is None:
         return None
-    return OrderResult(order_id, OrderStatus.PROCESSING if parked_at is None else OrderStatus.DELAYED)
+    return OrderResult(order_id, OrderStatus.PROCESSING if facts.parked_at is None else OrderStatus.DELAYED)
+
+
+def _is_result_of(result: str, order: Order) -> bool:
+    _, user_id, quantity, _ = result.split(":", 3)
+    return (int(user_id), int(quantity)) == (order.user_id, order.quantity)
 
 
 def _status_and_reason(end: Confirmed | Rejected) -> tuple[str, str]:
@@ -227,6 +272,15 @@ def _status_and_reason(end: Confirmed | Rejected) -> tuple[str, str]:
             return OrderStatus.CONFIRMED.value, ""
         case Rejected(reason):
             return OrderStatus.REJECTED.value, str(reason)
+
+
+def _gives_units(end: Confirmed | Rejected) -> bool:
+    """When the database had no units for the order, there are none to sell again."""
+    match end:
+        case Rejected(Rejection.SOLD_OUT, by_admission=False):
+            return False
+        case _:
+            return True
 
 
 def _result_text(order: Order, end: Confirmed | Rejected) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from seckill.admission.gate import AdmissionGate
-from seckill.checkout.reservations import Reservations, outcome_of
+from seckill.checkout.reservations import Reservation, Reservations, outcome_of
 from seckill.domain.errors import AdmissionClosed, OrderIdReused
 from seckill.domain.order import Order, OrderId
 from seckill.domain.outcomes import (
@@ -24,7 +24,7 @@ from seckill.domain.outcomes import (
     Outcome,
     Refused,
     Rejected,
-    Undecided,
+    SetAside,
 )
 from seckill.domain.reasons import Refusal
 
@@ -51,7 +51,7 @@ class LateAdmission:
             if row is None or outcome is None:
                 unknown.append(order)
             else:
-                known[order.order_id] = (replace(order, sale_id=row.sale_id), outcome)
+                known[order.order_id] = (_in_sale(order, row), outcome)
         if unknown:
             known |= await self._ask_the_gate(unknown)
         return [known[order.order_id] for order in orders]
@@ -73,8 +73,14 @@ class LateAdmission:
             rows = await self._reservations.reject(refused, reasons)
             for order in refused:
                 closed = Failed(AdmissionClosed(order.order_id, reasons[order.key]))
-                known[order.order_id] = (order, outcome_of(order, rows.get(order.key), gid="") or closed)
+                row = rows.get(order.key)
+                known[order.order_id] = (_in_sale(order, row), outcome_of(order, row, gid="") or closed)
         return known
+
+
+def _in_sale(order: Order, row: Reservation | None) -> Order:
+    """The order in the sale of its row, when the row is its own and knows the sale."""
+    return replace(order, sale_id=row.sale_id) if row is not None and row.sale_id and row.is_of(order) else order
 
 
 def judged(order: Order, answer: Admission) -> Order | Refusal | Outcome:
@@ -83,7 +89,7 @@ def judged(order: Order, answer: Admission) -> Order | Refusal | Outcome:
         case Admitted(sale_id=sale_id, admission_number=number, admitted_at_ms=at_ms):
             return replace(order, sale_id=sale_id, admission_number=number, admitted_at_ms=at_ms)
         case AlreadyDecided(result=OrderResult(status=OrderStatus.DELAYED)):
-            return Undecided("", "it was dead-lettered before")
+            return SetAside()
         case AlreadyDecided(result=result):
             return Confirmed() if result.status is OrderStatus.CONFIRMED else Rejected(result.reason)
         case Refused(code=Refusal.KEY_REUSED):

@@ -11,7 +11,6 @@ import grpc
 from seckill.domain.errors import BranchFailed, OrderIdReused, ProductUnavailable, SeckillError
 from seckill.domain.order import Order
 from seckill.domain.outcomes import Confirmed, Failed, Outcome, Rejected, Undecided
-from seckill.domain.reasons import Rejection
 from seckill.wire import product_pb2, product_pb2_grpc
 
 LOOKUP_MAX = 500
@@ -38,13 +37,25 @@ class ReservationState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What stands about one order: `gid` holds or ended it, `reason` belongs to REJECTED (or names a conflict)."""
+    """What stands about one order: `gid` holds or ended it, `reason` belongs to REJECTED (or names a conflict).
+
+    `sale_id` 0: rejected before a sale was known; `gid` empty: rejected outside a transaction.
+    """
 
     key: bytes
     state: ReservationState
     gid: str
     reason: str
     sale_id: int
+    product_id: int
+    user_id: int
+    quantity: int
+
+    def is_of(self, order: Order) -> bool:
+        """Whether the row was written for this order. An order past the front may not name its sale yet."""
+        contents = (self.product_id, self.user_id, self.quantity)
+        same_sale = self.sale_id == order.sale_id or 0 in (self.sale_id, order.sale_id)
+        return same_sale and contents == (order.product_id, order.user_id, order.quantity)
 
 
 def outcome_of(order: Order, row: Reservation | None, *, gid: str) -> Outcome | None:
@@ -54,7 +65,7 @@ def outcome_of(order: Order, row: Reservation | None, *, gid: str) -> Outcome | 
     """
     if row is None:
         return None
-    if row.reason == Rejection.ORDER_CONFLICT and row.state is not ReservationState.REJECTED:
+    if not row.is_of(order):
         return Failed(OrderIdReused(order.order_id))
     match row.state:
         case ReservationState.RELEASED:
@@ -62,13 +73,16 @@ def outcome_of(order: Order, row: Reservation | None, *, gid: str) -> Outcome | 
         case ReservationState.SOLD:
             return Confirmed()
         case ReservationState.REJECTED:
-            return Rejected(row.reason)
+            return Rejected(row.reason, by_admission=not row.gid)
         case ReservationState.FROZEN:
             return Undecided(row.gid, "its own transaction" if row.gid == gid else "another transaction holds it")
 
 
 def reservation_from_wire(row: product_pb2.Reservation) -> Reservation:
-    return Reservation(row.order_id, ReservationState(row.state), row.gid, row.reason, row.sale_id)
+    return Reservation(
+        row.order_id, ReservationState(row.state), row.gid, row.reason, row.sale_id,
+        row.product_id, row.user_id, row.quantity,
+    )  # fmt: skip
 
 
 def items_of(orders: Iterable[Order]) -> list[product_pb2.Item]:

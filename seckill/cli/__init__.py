@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """The entry point of the `seckill` command."""
-    from seckill.cli.app import app
-
+    try:
+        from seckill.cli.app import app
+    except KeyboardInterrupt:  # so early that there is nothing to say
+        sys.exit(130)
     app(prog_name="seckill")

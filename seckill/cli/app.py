@@ -14,8 +14,8 @@ from typer.core import TyperGroup
 
 from seckill.cli import audit, config, demo, order, publish, roles, sale, status, tx
 from seckill.cli.console import note
-from seckill.cli.errors import FAILED, INTERRUPTED, explained
-from seckill.cli.state import Global
+from seckill.cli.errors import FAILED, INTERRUPTED, TERMINATED, explained
+from seckill.cli.state import Global, Terminated
 
 _HELP = """A flash sale that neither oversells nor loses an order.
 
@@ -27,7 +27,8 @@ Examples:
   seckill publish --user 7 --product 1
 
 Exit codes: 0 fine, 1 failed or partly done, 2 wrong options or settings,
-3 something does not answer, 130 interrupted.
+3 something does not answer, 130 interrupted, 143 terminated before it
+was up (a role that runs drains and ends with 0).
 
 Data goes to stdout, everything else to stderr; NO_COLOR is respected.
 """
@@ -48,6 +49,9 @@ class Commands(TyperGroup):
         except (KeyboardInterrupt, asyncio.CancelledError):
             note("seckill: interrupted")
             raise typer.Exit(INTERRUPTED) from None
+        except Terminated:
+            note("seckill: terminated")
+            raise typer.Exit(TERMINATED) from None
         except Exception as error:  # noqa: BLE001 - the boundary: the user gets a line, or the traceback with --debug
             raise typer.Exit(_report(error, debug=bool(ctx.params.get("debug")))) from None
 

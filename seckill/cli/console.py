@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -50,30 +50,55 @@ def print_json(value: Any) -> None:
     say(msgspec.json.encode(value).decode())
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
-    """A rich table on a terminal; plain aligned columns, that other programs can read, everywhere else."""
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, spare: Sequence[str] = ()) -> None:
+    """A rich table on a terminal; plain aligned columns, that other programs can read, everywhere else.
+
+    `spare` is for `fitted_table`.
+    """
     cells = [[_text(cell) for cell in row] for row in rows]
     if stdout_is_terminal():
-        show(make_table(columns, cells, title=title))
+        show(fitted_table(columns, cells, spare))
         return
     widths = [max(len(row[index]) for row in [list(columns), *cells]) for index in range(len(columns))]
     for row in [list(columns), *cells]:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> Table:
+def fitted_table(columns: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str]) -> Table:
+    """Where the terminal is too narrow the `spare` columns are left out, the first of them first, and that is said."""
+    console = out()
+    unbounded = console.options.update(max_width=10_000)
+    spare = [column for column in spare if column in columns]
+    for count in range(len(spare) + 1):
+        left_out = spare[:count]
+        kept = [index for index, column in enumerate(columns) if column not in left_out]
+        table = make_table([columns[index] for index in kept], [[row[index] for index in kept] for row in rows])
+        if console.measure(table, options=unbounded).maximum <= console.width:
+            break
+    if left_out:
+        table.caption = f"left out for lack of room: {', '.join(left_out)}"
+        table.caption_justify = "left"
+    return table
+
+
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     rows = list(rows)
     for index, column in enumerate(columns):
-        numeric = bool(rows) and all(row[index].replace(",", "").replace(".", "").isdigit() for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if _is_numeric(row[index] for row in rows) else "left"
+        table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def _is_numeric(cells: Iterable[str]) -> bool:
+    present = [cell for cell in cells if cell != "-"]
+    return bool(present) and all(cell.replace(",", "").replace(".", "").isdigit() for cell in present)
 
 
 def show(renderable: RenderableType) -> None:
@@ -85,6 +110,15 @@ def moment(at_ms: int | None) -> str:
     if not at_ms:
         return "-"
     return datetime.fromtimestamp(at_ms / 1000, tz=UTC).astimezone().isoformat(timespec="seconds")
+
+
+def brief_moment(at_ms: int | None) -> str:
+    """A time for a column: on a terminal no longer than a person needs, else as `moment` has it."""
+    if not at_ms or not stdout_is_terminal():
+        return moment(at_ms)
+    at = datetime.fromtimestamp(at_ms / 1000, tz=UTC).astimezone()
+    today = at.date() == datetime.now(tz=UTC).astimezone().date()
+    return at.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M")
 
 
 def age(milliseconds: float | None) -> str:

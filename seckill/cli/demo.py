@@ -17,6 +17,7 @@ from seckill.cli.roles import (
     announce,
     configure_logs,
     embedded_overrides,
+    starting,
 )
 from seckill.cli.state import role_settings, run_pipeline
 
@@ -82,6 +83,7 @@ async def _demo(settings: Settings, options: DemoOptions, replies: Path | None, 
     from seckill.demo.run import run_demo
     from seckill.wiring import open_embedded, until_stopped
 
+    starting()
     async with open_embedded(settings) as embedded:
         with _progress(options) as watch:
             result = await run_demo(embedded.settings, options, watch)
@@ -136,7 +138,7 @@ def _progress(options: DemoOptions) -> Iterator[Callable[[Live], None]]:
             bars.update(confirmed, completed=live.confirmed)
             for code, count in live.rejected.items():
                 if code not in refused:
-                    refused[code] = bars.add_task(f"refused: {code}")
+                    refused[code] = bars.add_task(f"refused: {code}", total=total)
                 bars.update(refused[code], completed=count, total=total)
 
         yield watch
@@ -157,6 +159,13 @@ def _show(report: dict[str, Any], result: DemoResult, as_json: bool) -> None:
         note(f"seckill: not at rest: {result.unrest}")
 
 
+_OF = {
+    "accept": "a 202, which comes once Kafka has the order",
+    "answer": "any answer, refusals included",
+    "confirm": "the confirmation, from the admission on",
+}
+
+
 def show_demo(report: dict[str, Any]) -> None:
     latency = report["latency_ms"]
     rows = [
@@ -165,20 +174,20 @@ def show_demo(report: dict[str, Any]) -> None:
         (
             "confirmed",
             f"{report['confirmed']:,}",
-            f"{report['confirmed_per_second']:,.0f} a second, from first to last",
+            f"{report['confirmed_per_second']:,.0f} a second, over the whole time",
         ),
         *(("refused", f"{count:,}", code) for code, count in report["rejected"].items()),
-        ("dead-lettered", f"{report['dead_lettered']:,}", ""),
-        ("lost", f"{report['lost']:,}", "accepted order ids that are nowhere"),
-        ("oversold", f"{report['oversold']:,}", "units"),
+        ("dead-lettered", f"{report['dead_lettered']:,}", "set aside after the last attempt"),
+        ("lost", f"{report['lost']:,}", "accepted order ids that are nowhere in the stores"),
+        ("oversold", f"{report['oversold']:,}", "units above the stock"),
         ("duplicates", f"{report['duplicates']:,}", "units above a buyer's limit"),
         ("seconds", f"{report['seconds']:.1f}", "from the first request until every order had ended"),
     ]
-    print_table(("", "count", ""), rows)
+    print_table(("what", "count", "which is"), rows)
     say("")
     print_table(
-        ("latency", "p50 ms", "p95 ms", "p99 ms"),
-        [(name, *(f"{latency[name][rank]:.1f}" for rank in ("p50", "p95", "p99"))) for name in latency],
+        ("latency", "p50 ms", "p95 ms", "p99 ms", "of"),
+        [(name, *(f"{latency[name][rank]:.1f}" for rank in ("p50", "p95", "p99")), _OF[name]) for name in latency],
     )
     say("")
 
@@ -192,6 +201,10 @@ def show_verdict(verdict: Verdict) -> None:
         (invariant.value, "no" if verdict.breaches[invariant] else "yes", MEANING[invariant]) for invariant in Invariant
     ]
     print_table(("invariant", "holds", "meaning"), rows)
+    say("")
+    broken = sum(holds == "no" for _, holds, _ in rows)
+    lost = f"{len(verdict.lost)} orders lost" if verdict.lost else "no order lost"
+    say(f"{len(rows) - broken} of {len(rows)} invariants hold; {verdict.oversold} units oversold, {lost}.")
     for invariant, found in verdict.breaches.items():
         for breach in found[:BREACHES_SHOWN]:
             note(f"{invariant.value}: {breach.what}: {breach.problem}")

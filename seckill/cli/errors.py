@@ -13,6 +13,7 @@ FAILED = 1  # or only partly done
 USAGE = 2  # wrong options or wrong settings
 UNREACHABLE = 3  # something that the command needs does not answer
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 class CliError(Exception):
@@ -31,13 +32,19 @@ class Unreachable(CliError):
     exit_code = UNREACHABLE
 
 
-def explained(error: Exception) -> tuple[int, str] | None:
+def explained(error: Exception) -> tuple[int, str] | None:  # noqa: PLR0911 - one line a kind of error
     """Exit code and line of an error that the layers below raise; None for one that nobody foresaw.
 
     Imports late: the types are needed only once something has failed.
     """
     from seckill.client import FrontUnavailable, Problem
-    from seckill.domain.errors import SeckillError
+    from seckill.domain.errors import (
+        AdmissionUnavailable,
+        ConsumerEnded,
+        ProductUnavailable,
+        PublishUnknown,
+        SeckillError,
+    )
     from seckill.dtm.errors import DtmError, Unavailable
     from seckill.ops import PortInUse
     from seckill.settings import SettingsError
@@ -45,19 +52,46 @@ def explained(error: Exception) -> tuple[int, str] | None:
     match error:
         case CliError():
             return error.exit_code, str(error)
-        case SettingsError() | PortInUse():
-            return (USAGE if isinstance(error, SettingsError) else UNREACHABLE), str(error)
+        case SettingsError():
+            return USAGE, str(error)
+        case PortInUse():
+            return UNREACHABLE, str(error)
         case FrontUnavailable():
             return UNREACHABLE, front_silent(error)
         case Problem():
             return FAILED, f"{error.code}: {error.detail}{_remedy(error)}"
         case Unavailable():
             return UNREACHABLE, coordinator_silent(error)
+        case AdmissionUnavailable() | PublishUnknown() | ProductUnavailable():
+            return UNREACHABLE, _silent(error.address, error.detail, *_NAMES[type(error).__name__])
+        case ConsumerEnded():
+            return UNREACHABLE, f"{error}; start the worker again"
         case SeckillError() | DtmError() if error.retryable:
-            return UNREACHABLE, f"{error}; check the address in the settings (seckill config check)"
+            setting = getattr(error, "setting", "")
+            remedy = (
+                f"set another with {_variable(setting)}" if setting else "see `seckill config check` for the address"
+            )
+            return UNREACHABLE, f"{error}; {remedy}"
         case SeckillError() | DtmError():
             return FAILED, str(error)
     return None
+
+
+_NAMES = {
+    "AdmissionUnavailable": ("Redis", "redis.url"),
+    "PublishUnknown": ("Kafka", "kafka.bootstrap"),
+    "ProductUnavailable": ("the product service", "product.grpc"),
+}
+"""By the error's name: what did not answer, and the setting that says where it is."""
+
+
+def _silent(address: str, detail: str, what: str, setting: str) -> str:
+    remedy = f"start it, or name another with {_variable(setting)}"
+    return f"{what} does not answer at {address} ({setting}): {detail.rstrip('.')}; {remedy}"
+
+
+def _variable(setting: str) -> str:
+    return f"SECKILL__{setting.replace('.', '__').upper()}"
 
 
 def front_silent(error: FrontUnavailable) -> str:
@@ -82,6 +116,5 @@ def _remedy(error: Problem) -> str:
     if error.code == "CLOSED":
         return "; start the front with front.operator_token set to allow changes of sales"
     problems = error.facts.get("errors")
-    if isinstance(problems, list):
-        return "".join(f"; {one.get('field')}: {one.get('problem')}" for one in problems if isinstance(one, dict))
-    return ""
+    told = [f"{one.get('field')}: {one.get('problem')}" for one in problems or () if isinstance(one, dict)]
+    return "".join(f"; {one}" for one in told if one not in error.detail)

@@ -47,7 +47,8 @@ class Sent:
 class Summary:
     lines: int = 0
     codes: Counter[str] = field(default_factory=Counter)
-    not_sent_from: int | None = None  # the first line that was left alone because nothing answered any more
+    not_sent_from: int | None = None  # the first line that was left alone
+    interrupted: bool = False
 
     @property
     def failed(self) -> int:
@@ -114,7 +115,10 @@ def publish(
             assert file is not None
             return await _publish_file(send, file, form, concurrency, as_json)
 
-    raise typer.Exit(run(work()).exit_code)
+    summary = run(work())
+    if summary.interrupted:
+        raise KeyboardInterrupt
+    raise typer.Exit(summary.exit_code)
 
 
 def _single(
@@ -158,7 +162,8 @@ async def _publish_file(send: Send, file: Path, form: InputFormat, concurrency: 
 
         summary = await deliver(lines_of(file, form), send, concurrency=concurrency, tell=tell)
     if summary.not_sent_from is not None:
-        note(f"seckill: nothing answers any more: lines from {summary.not_sent_from} on were not sent")
+        why = "interrupted" if summary.interrupted else "nothing answers any more"
+        note(f"seckill: {why}: lines from {summary.not_sent_from} on were not sent")
     if as_json:
         print_json({"lines": summary.lines, "failed": summary.failed, "codes": dict(summary.codes.most_common()),
                     "not_sent_from": summary.not_sent_from})  # fmt: skip
@@ -168,7 +173,10 @@ async def _publish_file(send: Send, file: Path, form: InputFormat, concurrency: 
 
 
 async def deliver(lines: AsyncIterator[Line], send: Send, *, concurrency: int, tell: Callable[[Sent], None]) -> Summary:
-    """Sends every line, at most `concurrency` at a time. Stops reading once nothing answers, and says where."""
+    """Sends every line, at most `concurrency` at a time. Stops reading once nothing answers, and says where.
+
+    Cancelled while it reads, it also stops there: what is on its way ends first, so that every line sent is told of.
+    """
     summary = Summary()
     free = asyncio.Semaphore(concurrency)
 
@@ -182,18 +190,31 @@ async def deliver(lines: AsyncIterator[Line], send: Send, *, concurrency: int, t
         finally:
             free.release()
 
-    async with asyncio.TaskGroup() as tasks:
+    async def send_all(tasks: asyncio.TaskGroup) -> None:
         async for line in lines:
+            summary.not_sent_from = line.number
             await free.acquire()
             if summary.codes["UNREACHABLE"]:
-                summary.not_sent_from = line.number
-                break
+                return
             summary.lines += 1
             if line.order is None:
                 free.release()
                 ended(Sent(line.number, "MALFORMED", detail=line.problem))
             else:
                 tasks.create_task(one(line.number, line.order))
+            summary.not_sent_from = line.number + 1
+        summary.not_sent_from = None
+
+    async with asyncio.TaskGroup() as tasks:
+        reader = asyncio.current_task()
+        assert reader is not None
+        try:
+            await send_all(tasks)
+        except asyncio.CancelledError:
+            if reader.uncancel():
+                raise  # more than one wants it to end
+            summary.interrupted = True
+            summary.not_sent_from = summary.not_sent_from or 1
     return summary
 
 

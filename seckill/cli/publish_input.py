@@ -96,7 +96,7 @@ def _json_line(number: int, raw: bytes) -> Line:
     try:
         return Line(number, _decode(raw))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return Line(number, problem=str(error))
+        return Line(number, problem=_problem(error))
 
 
 def _header(raw: bytes) -> list[str]:
@@ -123,7 +123,13 @@ def _csv_line(columns: list[str], number: int, raw: bytes) -> Line:
         given = {column: field.strip() for column, field in zip(columns, fields, strict=True) if field.strip()}
         return Line(number, msgspec.convert(given, InputOrder, strict=False))
     except (msgspec.ValidationError, ValueError) as error:
-        return Line(number, problem=str(error))
+        return Line(number, problem=_problem(error))
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong, the field first: msgspec has it last."""
+    problem, found, field = str(error).rpartition(" - at `$.")
+    return f"{field.rstrip('`')}: {problem}" if found else str(error)
 
 
 def _fields(raw: bytes) -> list[str]:
@@ -131,4 +137,5 @@ def _fields(raw: bytes) -> list[str]:
     try:
         return next(csv.reader([raw.decode("utf-8")], strict=True), [])
     except csv.Error as error:
-        raise ValueError(str(error)) from error
+        unclosed = "unexpected end of data" in str(error)  # the module has one error type for everything
+        raise ValueError("a quote is opened and not closed" if unclosed else str(error)) from error

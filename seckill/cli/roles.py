@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,9 +49,10 @@ def up(
       seckill up
       seckill up --port 8888
       seckill up --base-port 0
+      SECKILL__LOG__LEVEL=info seckill up   # tells what happens to each order
     """
     settings = role_settings(context, embedded_overrides(port=port, base_port=base_port))
-    configure_logs(settings)
+    configure_logs(settings, quiet=True)
     run_pipeline(_up(settings, as_json))
 
 
@@ -68,6 +70,7 @@ def embedded_overrides(*, port: int | None, base_port: int | None) -> dict[str, 
 
 async def _up(settings: Settings, as_json: bool) -> None:
     check_ports(settings, EVERY_ADDRESS)
+    starting()
     from seckill.cli.run_file import run_file
     from seckill.wiring import open_embedded, until_stopped
 
@@ -77,6 +80,12 @@ async def _up(settings: Settings, as_json: bool) -> None:
             await until_stopped(*embedded.roles)
             note("seckill: draining …")
     note("seckill: drained and ended")
+
+
+def starting() -> None:
+    """A word to who watches: the stand-in for Kafka takes three seconds to form a group."""
+    if stderr_is_terminal():
+        note("seckill: starting Kafka, Redis, SQL, coordinator and services in this process …")
 
 
 def announce(addresses: dict[str, str], settings: Settings, as_json: bool) -> None:
@@ -93,11 +102,23 @@ def announce(addresses: dict[str, str], settings: Settings, as_json: bool) -> No
     say(f"  {'API':<{width}}  {url}/docs")
     say("")
     say("Try, in a second terminal:")
-    say("  seckill sale create --product 1 --stock 100 --ends +1h")
+    say(f"  {own_name()} sale create --product 1 --stock 100 --ends +1h")
     say(f"  curl -s {url}/v1/orders -H 'content-type: application/json' -d '{{\"user_id\": 7, \"product_id\": 1}}'")
-    say("  seckill status")
+    say(f"  {own_name()} status")
     say("")
     say("Ctrl-C drains and ends it.")
+
+
+def own_name() -> str:
+    """What to type in another terminal to run this command: its name if the shell finds it, else where it is."""
+    import os
+    import shutil
+    import sys
+
+    if shutil.which("seckill"):
+        return "seckill"
+    path = os.path.relpath(sys.argv[0])
+    return path if os.access(path, os.X_OK) and not path.endswith(".py") else f"{sys.executable} -m seckill.cli"
 
 
 def check_ports(settings: Settings, names: tuple[str, ...]) -> None:
@@ -126,10 +147,10 @@ def _cannot_listen(name: str, address: str, error: OSError) -> Unreachable:
 
 
 def configure_logs(settings: Settings, *, quiet: bool = False) -> None:
-    """Logging as the settings say; `quiet` keeps to warnings unless they ask for debug."""
+    """Logging as the settings say; `quiet` keeps to warnings where they name no level."""
     from seckill.log import configure_logging
 
-    level = "warning" if quiet and settings.log.level == "info" else settings.log.level
+    level = "warning" if quiet and "level" not in settings.log.model_fields_set else settings.log.level
     configure_logging(level, json_lines=settings.log.json_lines, colors=stderr_is_terminal())
 
 
@@ -140,7 +161,11 @@ def run_role_here(context: typer.Context, name: str) -> None:
     check_ports(settings, LISTENING[name])
     from seckill.wiring import run_role
 
-    run_pipeline(run_role(name, settings))
+    # What cannot be reached at start is told in one line, by us; later aiokafka's errors are news.
+    kafka_log = logging.getLogger("aiokafka")
+    level = kafka_log.level
+    kafka_log.setLevel(logging.CRITICAL)
+    run_pipeline(run_role(name, settings, started=lambda role: kafka_log.setLevel(level)))
     note(f"seckill {name}: drained and ended")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from datetime import datetime
 from enum import StrEnum
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from seckill.cli.console import moment, note, print_json, print_table, say
+from seckill.cli.console import brief_moment, moment, note, print_json, print_table, say
 from seckill.cli.errors import WrongUsage
 from seckill.cli.state import JsonOption, client_settings, front_of, run
 from seckill.cli.times import parse_moment, parse_price
@@ -68,6 +69,8 @@ def create(
       seckill sale create --product 1 --stock 100 --starts +10m --ends +2h --limit 2 --price 19.90 --name Lamp
     """
     fields = {"product_id": product, "stock": stock, **_fields(name, starts, ends, limit, price)}
+    if "ends_at_ms" in fields and fields["ends_at_ms"] <= time.time_ns() // 1_000_000:
+        raise WrongUsage(f"--ends ({moment(fields['ends_at_ms'])}) has passed: nobody could buy")
     change = change_id or uuid.uuid4().hex
 
     async def work() -> dict[str, Any]:
@@ -158,7 +161,7 @@ def list_sales(
         "frozen",
         "sold",
     ]
-    print_table(columns, [_row(sale) for sale in sales])
+    print_table(columns, [_row(sale) for sale in sales], spare=("limit", "price", "starts", "initial"))
 
 
 @commands.command("show")
@@ -243,6 +246,9 @@ def _fields(
         "per_user_limit": limit,
         "price_cents": _parsed("--price", price, parse_price),
     }
+    starts_at, ends_at = given["starts_at_ms"], given["ends_at_ms"]
+    if isinstance(starts_at, int) and isinstance(ends_at, int) and ends_at <= starts_at:
+        raise WrongUsage(f"--ends ({moment(ends_at)}) is not after --starts ({moment(starts_at)})")
     return {key: value for key, value in given.items() if value is not None}
 
 
@@ -255,9 +261,9 @@ def _parsed(option: str, text: str | None, parse: Any) -> int | None:
 
 def _row(sale: dict[str, Any]) -> list[object]:
     return [
-        sale["sale_id"], sale["product_id"], sale["name"], sale["state"], moment(sale["starts_at_ms"]),
-        moment(sale["ends_at_ms"]), sale["per_user_limit"], f"{sale['price_cents'] / 100:.2f}", sale["initial"],
-        sale["stock"], sale["frozen"], sale["sold"],
+        sale["sale_id"], sale["product_id"], sale["name"], sale["state"],
+        brief_moment(sale["starts_at_ms"]), brief_moment(sale["ends_at_ms"]), sale["per_user_limit"],
+        f"{sale['price_cents'] / 100:.2f}", sale["initial"], sale["stock"], sale["frozen"], sale["sold"],
     ]  # fmt: skip
 
 
@@ -271,7 +277,7 @@ def _show(sale: dict[str, Any], as_json: bool) -> None:
         "name": sale["name"] or "-",
         "state": sale["state"],
         "window": f"{moment(sale['starts_at_ms'])} to {moment(sale['ends_at_ms'])}",
-        "limit": f"{sale['per_user_limit']} a buyer",
+        "limit": f"{sale['per_user_limit']} unit{'s' if sale['per_user_limit'] > 1 else ''} a buyer",
         "price": f"{sale['price_cents'] / 100:.2f}",
         "units": f"{sale['initial']} = {sale['stock']} in stock + {sale['frozen']} frozen + {sale['sold']} sold",
     }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -67,16 +69,40 @@ def front_of(settings: Settings, *, connections_max: int = 16) -> AbstractAsyncC
     return open_front(settings.front.http, operator_token=token, connections_max=connections_max)
 
 
+class Terminated(Exception):
+    """SIGTERM came; what ran has been taken down."""
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a command's asyncio part. Ctrl-C cancels it, waits for it, and ends the command with 130."""
-    return asyncio.run(work)
+    """Runs a command's asyncio part. Ctrl-C and SIGTERM cancel it and wait for it: KeyboardInterrupt, Terminated."""
+    return _run_on(asyncio.new_event_loop, work)
 
 
 def run_pipeline(work: Coroutine[Any, Any, T]) -> T:
     """As `run`, on the faster event loop where there is one: for what carries orders."""
     if sys.platform == "win32":
-        return asyncio.run(work)
+        return run(work)
     import uvloop
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+    return _run_on(uvloop.new_event_loop, work)
+
+
+def _run_on(new_loop: Callable[[], asyncio.AbstractEventLoop], work: Coroutine[Any, Any, T]) -> T:
+    """SIGTERM goes the way of SIGINT, which the runner turns into a cancellation."""
+    terminated = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            return runner.run(work)
+    except KeyboardInterrupt:
+        if terminated:
+            raise Terminated from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)

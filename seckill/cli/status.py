@@ -181,9 +181,10 @@ def _print(report: Report, as_json: bool) -> None:
 def _screen(report: Report) -> RenderableType:
     from rich.console import Group
 
-    from seckill.cli.console import make_table
+    from seckill.cli.console import fitted_table
 
-    return Group(*(make_table(columns, rows) for columns, rows in _tables(report)), *_lines(report))
+    tables = (fitted_table(columns, rows, spare=("setting", "address")) for columns, rows in _tables(report))
+    return Group(*(part for table in tables for part in (table, "")), *_lines(report))
 
 
 def _tables(report: Report) -> list[tuple[tuple[str, ...], list[list[str]]]]:
@@ -233,8 +234,7 @@ def _lines(report: Report) -> list[str]:
     undecided = report["undecided"]
     lines = [f"{part}: {report[part]['error']}" for part in ("lag", "ledger", "undecided") if "error" in report[part]]
     if "error" not in undecided:
-        states = ", ".join(f"{undecided[state]} {state}" for state in UNDECIDED)
-        lines.append(
-            f"undecided transactions: {undecided['total']} ({states}), oldest {age(undecided['oldest_age_ms'])}"
-        )
+        states = ", ".join(f"{undecided[state]} {state}" for state in UNDECIDED if undecided[state])
+        more = f" ({states}), oldest {age(undecided['oldest_age_ms'])}" if states else ""
+        lines.append(f"undecided transactions: {undecided['total']}{more}")
     return lines

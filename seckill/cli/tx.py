@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from seckill.cli.console import age, moment, print_json, print_table, say
+from seckill.cli.console import age, brief_moment, print_json, print_table, say
 from seckill.cli.errors import CliError
 from seckill.cli.state import JsonOption, client_settings, run
 
@@ -54,6 +54,7 @@ def list_transactions(
     print_table(
         ["gid", "type", "status", "created", "updated", "next look"],
         [[each.gid, each.trans_type, each.status, *_times(each)] for each in found],
+        spare=("type", "created"),
     )
 
 
@@ -80,14 +81,19 @@ def show(
         say(f"{gid}: the coordinator does not know it (any more)")
     else:
         created, updated, _ = _times(transaction)
-        reason = f", rolled back for: {transaction.rollback_reason}" if transaction.rollback_reason else ""
-        say(f"{gid}: {transaction.trans_type}, {transaction.status}, created {created}, updated {updated}{reason}")
-        rows = [[each.branch_id, each.op, each.status, each.url] for each in transaction.branches]
-        print_table(["branch", "operation", "status", "address"], rows)
+        say(f"{gid}: {transaction.trans_type}, {transaction.status}")
+        say(f"created {created}, updated {updated}")
+        if transaction.rollback_reason:
+            say(f"rolled back for: {transaction.rollback_reason}")
+        say("")
+        rows = [[each.branch_id, each.op, each.status, *_place(each.url)] for each in transaction.branches]
+        print_table(["branch", "operation", "status", "method", "address"], rows)
+    say("")
     print_table(
-        ["order", "state", "reason", "sale", "buyer", "quantity", "updated"],
+        ["order's key", "state", "reason", "sale", "buyer", "quantity", "updated"],
         [[each["order_key"], each["state"], each["reason"], each["sale_id"], each["user_id"], each["quantity"],
-          moment(each["updated_at_ms"])] for each in reservations],
+          brief_moment(each["updated_at_ms"])] for each in reservations],
+        spare=("quantity", "updated"),
     )  # fmt: skip
 
 
@@ -144,7 +150,7 @@ async def _reservations(settings: Settings, gid: str) -> list[dict[str, Any]]:
             reply = await ProductStub(channel).ReservationsOfGid(ReservationsOfGidRequest(gid=gid), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             detail = f"{error.code().name}: {error.details()}"
-            raise ProductUnavailable(f"{settings.product.grpc} (product.grpc)", detail) from error
+            raise ProductUnavailable(settings.product.grpc, detail) from error
     return [
         {
             "order_key": row.order_id.hex(),
@@ -157,6 +163,12 @@ async def _reservations(settings: Settings, gid: str) -> list[dict[str, Any]]:
         }
         for row in reply.reservations
     ]
+
+
+def _place(url: str) -> tuple[str, str]:
+    """`host:port/pkg.Service/Method` as the method's short name and the address."""
+    address, _, method = url.partition("/")
+    return method.rpartition("/")[2], address
 
 
 def _fields(each: GlobalTransaction) -> dict[str, Any]:
@@ -177,7 +189,7 @@ def _fields(each: GlobalTransaction) -> dict[str, Any]:
 
 def _times(each: GlobalTransaction) -> tuple[str, str, str]:
     def local(at: datetime | None) -> str:
-        return moment(int(at.timestamp() * 1000)) if at else "-"
+        return brief_moment(int(at.timestamp() * 1000)) if at else "-"
 
     if each.status in FINISHED or each.next_cron_at is None:
         return local(each.created_at), local(each.updated_at), "-"

@@ -6,6 +6,7 @@ A plan comes as JSON on stdin; NDJSON goes to stdout: progress several times a s
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections import Counter
@@ -104,18 +105,19 @@ async def buy(plan: Plan) -> None:
     tally = Tally()
     waiting = iter(requests_of(plan))
     started = time.perf_counter()
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=plan.concurrency),
-        timeout=aiohttp.ClientTimeout(total=plan.timeout_s),
-        headers={"Content-Type": "application/json"},
-    ) as session:
-        telling = asyncio.create_task(_tell_regularly(tally))
-        try:
-            async with asyncio.TaskGroup() as buyers:
-                for _ in range(plan.concurrency):
-                    buyers.create_task(_buy_on(session, f"{plan.url}/v1/orders", waiting, tally))
-        finally:
-            telling.cancel()
+    async with (
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=plan.concurrency),
+            timeout=aiohttp.ClientTimeout(total=plan.timeout_s),
+            headers={"Content-Type": "application/json"},
+        ) as session,
+        asyncio.TaskGroup() as group,
+    ):
+        telling = group.create_task(_tell_regularly(tally))
+        async with asyncio.TaskGroup() as buyers:
+            for _ in range(plan.concurrency):
+                buyers.create_task(_buy_on(session, f"{plan.url}/v1/orders", waiting, tally))
+        telling.cancel()
     seconds = time.perf_counter() - started
     _tell(tally.progress())
     _tell(tally.done(seconds))
@@ -156,8 +158,8 @@ def main() -> None:
             asyncio.run(buy(plan))
         else:
             uvloop.run(buy(plan))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except* BrokenPipeError:
+        os._exit(1)  # the demo is gone, and with it whoever would read the rest
 
 
 if __name__ == "__main__":

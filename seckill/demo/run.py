@@ -146,7 +146,12 @@ async def _let_in(plan: Plan, live: Live) -> Done:
     """Runs the buyers' process to its end; their progress goes to `live`. Raises CrowdFailed."""
     live.stage = "selling"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "seckill.demo.buyers", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        sys.executable,
+        "-m",
+        "seckill.demo.buyers",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,  # a terminal's Ctrl-C is for the demo, which then ends the crowd
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -157,7 +157,7 @@ async def _read_product(
             gid=row.gid,
         )
         for row in rows
-        if row.sale_id
+        if row.sale_id or not row.gid  # an order that came past the front and was refused has no sale and no gid
     ]
     return sales, reservations, {gid: op for gid, op in decisions.items() if gid not in foreign}
 

@@ -9,6 +9,8 @@ SeckillError
 ├── CoordinatorUnavailable* the same of the coordinator
 ├── AdmissionUnavailable*   Redis did not answer; whether the script ran is unknown
 ├── PublishUnknown*         Kafka did not acknowledge in time; the record may be there
+├── ConsumerEnded*          Kafka will not serve this consumer any more; another one may join
+├── RecordTooLarge          Kafka does not take a record of this size
 └── BranchFailed            a branch answered with an error that trying again will not mend
 (* retryable)
 """
@@ -102,6 +104,25 @@ class PublishUnknown(_Unavailable):
     """The record may be in the topic: what was admitted for it must not be undone."""
 
     what = "kafka"
+
+
+class ConsumerEnded(SeckillError):
+    """Kafka will not serve this consumer any more. Nothing is lost: a new one reads on from the committed offsets."""
+
+    retryable = True
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"kafka has ended this worker's consumer: {detail}")
+        self.detail = detail
+
+
+class RecordTooLarge(SeckillError):
+    """Kafka does not take a record of this size, however often it is sent."""
+
+    def __init__(self, topic: str, size_bytes: int) -> None:
+        super().__init__(f"topic {topic} does not take a record with a value of {size_bytes} bytes")
+        self.topic = topic
+        self.size_bytes = size_bytes
 
 
 class TransactionCancelled(SeckillError):

@@ -68,9 +68,13 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The order's reservation is `rejected(reason)`."""
+    """The order's reservation is `rejected(reason)`.
+
+    `by_admission`: written outside a transaction, for an order that admission refused; the database has its units.
+    """
 
     reason: Rejection | str
+    by_admission: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +86,15 @@ class Undecided:
 
 
 @dataclass(frozen=True, slots=True)
+class SetAside:
+    """A dead letter holds the order, and its ledger entry is parked: nothing is to be done."""
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """Nothing holds the order; `error` says whether trying again can help."""
 
     error: Exception
 
 
-Outcome = Confirmed | Rejected | Undecided | Failed
+Outcome = Confirmed | Rejected | Undecided | SetAside | Failed

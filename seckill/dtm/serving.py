@@ -6,6 +6,7 @@ decided here, and never holds a traceback.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import Counter
+from sqlalchemy import MetaData, text
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from seckill.dtm.barrier import InvalidMetadata, Raced
+from seckill.dtm.database import create_tables, session_factory
 from seckill.dtm.errors import MissingMetadata
 from seckill.dtm.protocol import BRANCH_ID, GID, OP, TRANS_TYPE, BranchContext, Metadata
 from seckill.dtm.tcc_branch import DecisionLost, InvalidRequest, TryMissing, TryRefused, TryTooLate
@@ -81,14 +85,55 @@ async def serve(
     healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs lack `aio`
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     port = server.add_insecure_port(address)
-    await server.start()
-    for name in ("", *names):
-        await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
+        await asyncio.shield(server.start())  # a start that is cut off half way could not be stopped
+        for name in ("", *names):
+            await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
         yield f"{address.rpartition(':')[0]}:{port}"
     finally:
         await healthy.enter_graceful_shutdown()
         await server.stop(drain_timeout_ms / 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class BranchServer:
+    """A running service: where it listens, and a check that raises when its database does not answer."""
+
+    address: str
+    check: Callable[[], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serve_on_database(
+    address: str,
+    register: Callable[[grpc.aio.Server, async_sessionmaker[AsyncSession]], None],
+    *,
+    engine: AsyncEngine,
+    tables: MetaData,
+    names: Sequence[str],
+    status_of: StatusOf,
+    drain_timeout_ms: int,
+) -> AsyncIterator[BranchServer]:
+    """As `serve`, on a database of the service's own: missing tables are made, and the engine is closed at the end."""
+    sessions = session_factory(engine)
+
+    async def check() -> None:
+        async with sessions() as session:
+            await session.execute(text("SELECT 1"))
+
+    try:
+        await create_tables(engine, tables)
+        async with serve(
+            address,
+            lambda server: register(server, sessions),
+            names=names,
+            status_of=status_of,
+            drain_timeout_ms=drain_timeout_ms,
+        ) as bound:
+            log.info("service_serving", services=names, address=bound)
+            yield BranchServer(bound, check)
+    finally:
+        await engine.dispose()
 
 
 class _ErrorsToStatuses(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only

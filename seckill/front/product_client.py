@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from seckill.domain.errors import ProductUnavailable, SeckillError
-from seckill.domain.order import OrderId, Sale, order_key
+from seckill.domain.order import OrderId, Sale, parse_order_id
 from seckill.domain.outcomes import OrderResult, OrderStatus
 from seckill.wire import product_pb2, product_pb2_grpc
 
@@ -118,10 +118,13 @@ class ProductClient:
         return await self._call(self._product.Product(request, timeout=TIMEOUT_S))
 
     async def order_result(self, order_id: OrderId) -> OrderResult | None:
-        """What the order's reservation says; None: there is none."""
-        request = product_pb2.ReservationsRequest(order_ids=[order_key(order_id)])
+        """What the order's reservation says; None: there is none. The UUID alone is the row's key."""
+        product_id, key = parse_order_id(order_id)
+        request = product_pb2.ReservationsRequest(order_ids=[key])
         reply = await self._call(self._product.Reservations(request, timeout=TIMEOUT_S))
         for row in reply.reservations:
+            if row.product_id != product_id:
+                return None
             status = _STATUS_OF[row.state]
             return OrderResult(order_id, status, row.reason if status is OrderStatus.REJECTED else "")
         return None

@@ -8,12 +8,20 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import structlog
+
+from seckill.domain.errors import RecordTooLarge
 from seckill.domain.reasons import DeadLetterReason
-from seckill.messaging.envelope import Headers, Record, with_origin
+from seckill.messaging.envelope import Headers, Record, origin, with_origin
 from seckill.messaging.publisher import Publisher
+
+log = structlog.get_logger()
 
 MESSAGE_MAX = 1_000
 """Characters of an error's text kept in a header."""
+
+VALUE_LEFT_HEADER = "seckill-dlq-value-left"
+"""Bytes of a value that was too large for the dead-letter topic, and stayed where the letter says."""
 
 _OURS = ("__dlq.errors.", "seckill-dlq-")
 
@@ -56,6 +64,17 @@ class DeadLetters:
         self._group = group
 
     async def bury(self, record: Record, letter: Letter) -> None:
-        """Writes key and value untouched. Raises PublishUnknown; writing twice is harmless, dropping is not."""
+        """Writes key and value untouched. Raises PublishUnknown; writing twice is harmless, dropping is not.
+
+        When the topic takes smaller records than the one that it came from, the letter only says where the record is:
+        a partition must not stand still for it.
+        """
         headers = letter_headers(record, letter, group=self._group, now_ms=int(time.time() * 1000))
-        await self._publisher.send(self._topic, key=record.key, value=record.value, headers=headers)
+        value = b"" if record.key is None and record.value is None else record.value  # the client takes no such record
+        try:
+            await self._publisher.send(self._topic, key=record.key, value=value, headers=headers)
+        except RecordTooLarge as error:
+            log.warning("letter_without_its_record", where=origin(record), error=str(error))
+            story = tuple(header for header in headers if header[0].startswith(_OURS))
+            left = (VALUE_LEFT_HEADER, str(error.size_bytes).encode())
+            await self._publisher.send(self._topic, key=None, value=b"", headers=(*story, left))

@@ -23,11 +23,12 @@ ORIGIN_HEADER = "seckill-origin"
 ARRAY_ORDERS_MAX = 1_000
 """Most orders that one record in the first article's form may hold."""
 
-Headers = tuple[tuple[str, bytes], ...]
+Headers = tuple[tuple[str, bytes | None], ...]
 Positive = Annotated[int, msgspec.Meta(gt=0, le=MAX_ID)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0, le=MAX_ID)]
 
 _MISSING = re.compile(r"missing required field `([^`]+)`")
+_TIME = re.compile(r"/([0-9]{1,15})\Z", re.ASCII)
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
 
@@ -89,14 +90,14 @@ def decode(record: Record) -> list[Order]:
         return [_order(_decode_order(raw))]
     except msgspec.ValidationError as error:
         raise _invalid(error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # the last: nested beyond reason
         raise UnreadableRecord(str(error)) from error
 
 
 def origin(record: Record) -> str:
     """Where the record first arrived: from its header, else from itself."""
     for name, value in record.headers:
-        if name == ORIGIN_HEADER:
+        if name == ORIGIN_HEADER and value:
             return value.decode("utf-8", errors="replace")
     return f"{record.topic}/{record.partition}/{record.offset}/{record.timestamp_ms}"
 
@@ -131,7 +132,7 @@ def _array_orders(record: Record, items: Sequence[_ArrayItem]) -> list[Order]:
     if not items or len(items) > ARRAY_ORDERS_MAX:
         raise InvalidOrder("record", f"holds {len(items)} orders (1 to {ARRAY_ORDERS_MAX} are allowed)")
     first_arrival = origin(record)
-    at_ms = _origin_time_ms(first_arrival, record)
+    at_ms = _origin_time_ms(first_arrival)
     return [
         Order(
             order_id=derived_order_id(item.pid, "record", first_arrival, index, item.uid, item.pid, at_ms=at_ms),
@@ -145,9 +146,10 @@ def _array_orders(record: Record, items: Sequence[_ArrayItem]) -> list[Order]:
     ]
 
 
-def _origin_time_ms(first_arrival: str, record: Record) -> int:
-    last = first_arrival.rpartition("/")[2]
-    return int(last) if last.isascii() and last.isdigit() else record.timestamp_ms
+def _origin_time_ms(first_arrival: str) -> int:
+    """0 when the origin tells no time. Never the record's own: a copy of the record has another one."""
+    match = _TIME.search(first_arrival)
+    return int(match[1]) if match else 0
 
 
 def _invalid(error: msgspec.ValidationError) -> InvalidOrder:

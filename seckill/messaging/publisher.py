@@ -11,14 +11,18 @@ from contextlib import asynccontextmanager
 
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
-from seckill.domain.errors import PublishUnknown
+from seckill.domain.errors import PublishUnknown, RecordTooLarge
 from seckill.domain.order import Order
 from seckill.messaging.envelope import Headers, encode
 from seckill.settings import KafkaSettings
 
 log = structlog.get_logger()
+
+
+LETTER_BYTES_MAX = 16_384
+"""What a dead letter's headers add to the record that it sets aside, which may be as large as its topic allows."""
 
 
 class Publisher:
@@ -33,7 +37,7 @@ class Publisher:
         await self.send(self._settings.topic, key=order.order_id.encode(), value=encode(order))
 
     async def send(self, topic: str, *, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
-        """Returns once Kafka has acknowledged the record. Raises PublishUnknown."""
+        """Returns once Kafka has acknowledged the record. Raises PublishUnknown, and RecordTooLarge."""
         try:
             async with asyncio.timeout(self._settings.request_timeout_ms / 1000):
                 sent = await self._producer.send(topic, key=key, value=value, headers=list(headers))
@@ -42,6 +46,8 @@ class Publisher:
         except TimeoutError as error:
             limit_ms = self._settings.request_timeout_ms
             raise PublishUnknown(self._settings.bootstrap, f"no acknowledgement within {limit_ms} ms") from error
+        except MessageSizeTooLargeError as error:
+            raise RecordTooLarge(topic, len(value or b"")) from error
         except KafkaError as error:
             raise PublishUnknown(self._settings.bootstrap, f"{type(error).__name__}: {error}") from error
 
@@ -62,7 +68,7 @@ async def open_publisher(settings: KafkaSettings) -> AsyncIterator[Publisher]:
         enable_idempotence=True,
         linger_ms=settings.linger_ms,
         request_timeout_ms=settings.request_timeout_ms,
-        max_request_size=settings.record_bytes_max,
+        max_request_size=settings.record_bytes_max + LETTER_BYTES_MAX,
     )
     try:
         async with asyncio.timeout(settings.request_timeout_ms / 1000):

@@ -20,7 +20,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
-from seckill.domain.errors import InvalidOrder
+from seckill.domain.errors import ConsumerEnded, InvalidOrder
 from seckill.domain.order import Order
 from seckill.messaging.envelope import Record, decode
 from seckill.messaging.metrics import COMMITS, FETCHED, GROUP_SIZE, INFLIGHT
@@ -104,16 +104,25 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         self._stopping.set()
 
     async def run(self, topics: Sequence[str]) -> None:
-        """Consumes `topics` with the (started) consumer. An unforeseen error ends the run, uncommitted."""
+        """Consumes `topics` with the (started) consumer. An unforeseen error ends the run, uncommitted.
+
+        Raises ConsumerEnded, after what was fetched has been finished: aiokafka's consumer does not come back from an
+        error of its group, and a new process is the surest way to join it again.
+        """
         self._consumer.subscribe(list(topics), listener=self)
+        ended: KafkaError | None = None
         async with asyncio.TaskGroup() as self._tasks:
             committer = self._tasks.create_task(self._commit_regularly(), name="commit")
             try:
                 while not self._stopping.is_set():
                     self._accept(await self._fetch())
+            except KafkaError as error:
+                ended = error
             finally:
                 await self._drain()
                 committer.cancel()
+        if ended is not None:
+            raise ConsumerEnded(str(ended)) from ended
 
     # --- fetch ---------------------------------------------------------------------------------------------------
 
@@ -130,6 +139,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         return batches
 
     def _accept(self, batches: dict[TopicPartition, list[ConsumerRecord]]) -> None:
+        if self._rebalancing:
+            return  # they came at the moment in which their partitions were revoked, and will be read again
         for partition, records in batches.items():
             progress = self._progress.setdefault(partition, PartitionProgress())
             FETCHED.inc(len(records))

@@ -7,21 +7,19 @@ A handler reads the request, runs one transaction, and answers; every error is r
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 import grpc
 import structlog
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from seckill.domain.order import parse_order_id
 from seckill.dtm.barrier import in_transaction
-from seckill.dtm.database import create_engine, create_tables, session_factory
+from seckill.dtm.database import create_engine
 from seckill.dtm.protocol import CANCEL, CONFIRM, TRY
-from seckill.dtm.serving import Status, branch_context, serve
+from seckill.dtm.serving import BranchServer, Status, branch_context, serve_on_database
 from seckill.dtm.tcc_branch import InvalidRequest
 from seckill.order import branches
 from seckill.order.messages import group_of, in_range, order_message
@@ -41,48 +39,29 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class OrderServer:
-    """A running order service: where it listens, and a check that raises when its database does not answer."""
-
-    address: str
-    check: Callable[[], Awaitable[None]]
-
-
 class OrderNotFound(Exception):
     def __init__(self, order_id: str) -> None:
         super().__init__(f"order {order_id} does not exist")
         self.order_id = order_id
 
 
-@asynccontextmanager
-async def serve_order(settings: OrderSettings) -> AsyncIterator[OrderServer]:
+def serve_order(settings: OrderSettings) -> AbstractAsyncContextManager[BranchServer]:
     """Serves until the block ends, then drains. Port 0 takes a free port; missing tables are made."""
-    engine = create_engine(
-        settings.database_url.get_secret_value(), pool_size=settings.pool_size, lock_wait_s=settings.lock_wait_s
-    )
-    sessions = session_factory(engine)
 
-    def register(server: grpc.aio.Server) -> None:
+    def register(server: grpc.aio.Server, sessions: Sessions) -> None:
         order_pb2_grpc.add_OrderServicer_to_server(OrderService(sessions), server)
 
-    async def check() -> None:
-        async with sessions() as session:
-            await session.execute(text("SELECT 1"))
-
-    try:
-        await create_tables(engine, metadata)
-        async with serve(
-            settings.grpc,
-            register,
-            names=NAMES,
-            status_of=status_of,
-            drain_timeout_ms=settings.drain_timeout_ms,
-        ) as address:
-            log.info("order_serving", address=address)
-            yield OrderServer(address, check)
-    finally:
-        await engine.dispose()
+    return serve_on_database(
+        settings.grpc,
+        register,
+        engine=create_engine(
+            settings.database_url.get_secret_value(), pool_size=settings.pool_size, lock_wait_s=settings.lock_wait_s
+        ),
+        tables=metadata,
+        names=NAMES,
+        status_of=status_of,
+        drain_timeout_ms=settings.drain_timeout_ms,
+    )
 
 
 def status_of(error: Exception) -> Status | None:

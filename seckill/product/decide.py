@@ -56,13 +56,14 @@ class Reservation:
     updated_at_ms: int
 
     def is_of(self, group: Group, order: Wanted) -> bool:
-        """Whether the row was written for the same order: same product, sale, buyer and quantity."""
-        return (
-            self.user_id == order.user_id
-            and self.quantity == order.quantity
-            and self.sale_id == group.sale_id
-            and self.product_id == group.product_id
-        )
+        """Whether the row was written for the same order: same product, sale, buyer and quantity.
+
+        Sale 0 stands for one that is not known yet: an order that came past the front may be rejected without it, while
+        another copy of its record is admitted.
+        """
+        same_sale = self.sale_id == group.sale_id or 0 in (self.sale_id, group.sale_id)
+        contents = (self.product_id, self.user_id, self.quantity)
+        return same_sale and contents == (group.product_id, order.user_id, order.quantity)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ def reservation_message(row: Reservation) -> product_pb2.Reservation:
         user_id=row.user_id,
         quantity=row.quantity,
         updated_at_ms=row.updated_at_ms,
+        product_id=row.product_id,
     )
 
 

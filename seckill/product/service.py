@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 import grpc
 import structlog
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from seckill.domain.errors import InvalidTransition, SaleNotFound
 from seckill.domain.order import MAX_KEY_LENGTH
 from seckill.dtm.barrier import in_transaction
-from seckill.dtm.database import create_engine, create_tables, session_factory
+from seckill.dtm.database import create_engine
 from seckill.dtm.protocol import CANCEL, CONFIRM, TRY
-from seckill.dtm.serving import Status, branch_context, serve
+from seckill.dtm.serving import BranchServer, Status, branch_context, serve_on_database
 from seckill.dtm.tcc_branch import InvalidRequest
 from seckill.product import branches, products, reservations, sales
 from seckill.product.messages import (
@@ -51,43 +49,24 @@ _CHANGE_ID = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY_LENGTH}}}", re.ASCII)
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class ProductServer:
-    """A running product service: where it listens, and a check that raises when its database does not answer."""
-
-    address: str
-    check: Callable[[], Awaitable[None]]
-
-
-@asynccontextmanager
-async def serve_product(settings: ProductSettings) -> AsyncIterator[ProductServer]:
+def serve_product(settings: ProductSettings) -> AbstractAsyncContextManager[BranchServer]:
     """Serves until the block ends, then drains. Port 0 takes a free port; missing tables are made."""
-    engine = create_engine(
-        settings.database_url.get_secret_value(), pool_size=settings.pool_size, lock_wait_s=settings.lock_wait_s
-    )
-    sessions = session_factory(engine)
 
-    def register(server: grpc.aio.Server) -> None:
+    def register(server: grpc.aio.Server, sessions: Sessions) -> None:
         product_pb2_grpc.add_ProductServicer_to_server(ProductService(sessions), server)
         product_pb2_grpc.add_SalesServicer_to_server(SalesService(sessions), server)
 
-    async def check() -> None:
-        async with sessions() as session:
-            await session.execute(text("SELECT 1"))
-
-    try:
-        await create_tables(engine, metadata)
-        async with serve(
-            settings.grpc,
-            register,
-            names=NAMES,
-            status_of=status_of,
-            drain_timeout_ms=settings.drain_timeout_ms,
-        ) as address:
-            log.info("product_serving", address=address)
-            yield ProductServer(address, check)
-    finally:
-        await engine.dispose()
+    return serve_on_database(
+        settings.grpc,
+        register,
+        engine=create_engine(
+            settings.database_url.get_secret_value(), pool_size=settings.pool_size, lock_wait_s=settings.lock_wait_s
+        ),
+        tables=metadata,
+        names=NAMES,
+        status_of=status_of,
+        drain_timeout_ms=settings.drain_timeout_ms,
+    )
 
 
 def status_of(error: Exception) -> Status | None:

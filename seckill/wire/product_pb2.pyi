@@ -115,6 +115,7 @@ class Reservation(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     QUANTITY_FIELD_NUMBER: _builtins.int
     UPDATED_AT_MS_FIELD_NUMBER: _builtins.int
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
     order_id: _builtins.bytes
     state: Global___ReservationState.ValueType
     gid: _builtins.str
@@ -125,6 +126,7 @@ class Reservation(_message.Message):
     user_id: _builtins.int
     quantity: _builtins.int
     updated_at_ms: _builtins.int
+    product_id: _builtins.int
     def __init__(
         self,
         *,
@@ -136,10 +138,11 @@ class Reservation(_message.Message):
         user_id: _builtins.int = ...,
         quantity: _builtins.int = ...,
         updated_at_ms: _builtins.int = ...,
+        product_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid", "order_id", b"order_id", "quantity", b"quantity", "reason", b"reason", "sale_id", b"sale_id", "state", b"state", "updated_at_ms", b"updated_at_ms", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid", "order_id", b"order_id", "product_id", b"product_id", "quantity", b"quantity", "reason", b"reason", "sale_id", b"sale_id", "state", b"state", "updated_at_ms", b"updated_at_ms", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -220,6 +220,48 @@ async def test_a_key_with_another_quantity_is_reused(admission: Admission, produ
     assert await admission.gate.admit(Wanted(product_id, 7, 3, "key")) == Refused(Refusal.KEY_REUSED)
 
 
+async def test_a_repeat_after_its_result_has_expired_takes_nothing(
+    admission: Admission, redis_backend: Backend, product_id: int
+) -> None:
+    """A sale is prolonged by more than results are kept: a confirmed order's repeat does not buy a second time."""
+    sale = a_sale(product_id, per_user_limit=5)
+    await admission.sales.warm(sale)
+    order = await admitted(admission, Wanted(product_id, 1, 2, "key"))
+    await admission.ledger.settle([(order, Confirmed())])
+    with raw_redis(redis_backend.url) as client:
+        client.delete(sale_keys(product_id, sale.sale_id).result(order.order_id))
+    answer = await admission.gate.admit(Wanted(product_id, 1, 2, "key"))
+    assert isinstance(answer, AlreadyDecided)
+    assert (answer.order_id, answer.result.status) == (order.order_id, OrderStatus.CONFIRMED)
+    assert await stock_of(admission, product_id) == (8, 2)
+
+
+@pytest.mark.parametrize("end", [None, Confirmed(), Rejected(Rejection.ENDED)])
+async def test_an_order_past_the_front_belongs_to_the_sale_that_admitted_it(
+    admission: Admission, product_id: int, end: Confirmed | Rejected | None
+) -> None:
+    """An order that names no sale, asked for again after its sale was replaced, gets its first answer."""
+    first = a_sale(product_id)
+    await admission.sales.warm(first)
+    order = Order(order_id_from_key(product_id, b"\x07" * 16), 0, 5, product_id, 1, 0)
+    (before,) = await admission.gate.admit_late([order])
+    assert isinstance(before, Admitted)
+    if end is not None:
+        await admission.ledger.settle([(replace(order, sale_id=before.sale_id), end)])
+    await admission.sales.set_state(first, "closed")
+    await admission.sales.warm(a_sale(product_id, sale_id=first.sale_id + 1))
+    new = Order(order_id_from_key(product_id, b"\x08" * 16), 0, 6, product_id, 1, 0)
+    again, other = await admission.gate.admit_late([order, new])
+    assert isinstance(other, Admitted)
+    assert other.sale_id == first.sale_id + 1
+    assert await stock_of(admission, product_id) == (9, 1)
+    if end is None:
+        assert again == replace(before, repeated=True)
+    else:
+        assert isinstance(again, AlreadyDecided)
+        assert again.result.status is (OrderStatus.CONFIRMED if end == Confirmed() else OrderStatus.REJECTED)
+
+
 async def test_a_repeat_of_an_ended_order_gets_its_end(admission: Admission, product_id: int) -> None:
     """After settling, a repeat is answered with the result, and a rejected one is not admitted anew."""
     await admission.sales.warm(a_sale(product_id))

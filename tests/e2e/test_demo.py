@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sqlite3
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,3 +97,29 @@ def accounted_for(report: dict[str, Any]) -> int:
 def stopped(running: Running) -> bool:
     """Ctrl-C drains and ends it with 0, and it says so."""
     return running.stop() == 0 and "drained and ended" in running.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_demo_ended_in_the_middle_leaves_nothing_behind(
+    seckill: Seckill, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """A signal while the crowd buys: the exit code of the signal, no buyers' process and no directory left."""
+    seckill.environment["TMPDIR"] = str(tmp_path)
+    demo = seckill.start("demo", "--buyers", "1000000", "--json")
+    crowd = child_of(demo.process.pid)
+    assert list(tmp_path.iterdir())
+    assert demo.stop(number) == code
+    assert demo.stderr.splitlines()[-1] in {"seckill: terminated", "seckill: interrupted"}
+    assert "Traceback" not in demo.stderr
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ProcessLookupError):
+        os.kill(crowd, 0)
+
+
+def child_of(pid: int) -> int:
+    """The process that this one starts, waited for."""
+    deadline = time.monotonic() + 30
+    while not (children := Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return int(children[0])

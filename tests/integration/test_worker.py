@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from seckill.domain.errors import InvalidOrder
 from seckill.domain.order import Order, order_id_from_key
-from seckill.messaging.envelope import Record, encode
+from seckill.messaging.envelope import ORIGIN_HEADER, Record, encode
 from seckill.messaging.worker import Delivered, Worker, WorkerLimits
 
 LIMITS = WorkerLimits(batch_max=50, groups_per_sale_max=2, inflight_max=200, poll_timeout_ms=50, drain_timeout_ms=3_000)
@@ -204,3 +204,23 @@ async def test_the_next_worker_goes_on_where_the_last_one_stopped(kafka_server: 
         await until(lambda: len(two.carried) == 100)
     assert {o.order_id for o in two.carried} == {o.order_id for o in second_half}
     assert await committed(kafka_server, topic, group) == 200
+
+
+async def test_no_record_ends_the_worker(kafka_server: str, topic: str, group: str) -> None:
+    """Nesting beyond reason, no value, headers without one: each record is routed, and the next order goes on."""
+    good, array = order(1), b'[{"uid":5,"pid":7}]'
+    producer = AIOKafkaProducer(bootstrap_servers=kafka_server)
+    await producer.start()
+    try:
+        await producer.send(topic, b'{"order_id":' + b"[" * 100_000)
+        await producer.send(topic, None, key=b"k")
+        for header in (None, b"t/0/1/" + b"9" * 5_000):
+            await producer.send(topic, array, headers=[(ORIGIN_HEADER, header)])
+        await producer.send(topic, encode(good))
+    finally:
+        await producer.stop()
+    carrier = Recorder()
+    async with working(kafka_server, topic, group, carrier):
+        await until(lambda: len(carrier.carried) == 3 and len(carrier.buried) == 2)
+    assert good in carrier.carried
+    assert await committed(kafka_server, topic, group) == 5

@@ -38,7 +38,7 @@ def order(number: int = 1, *, sale_id: int = 4, product_id: int = 7, quantity: i
 
 
 def row(state: ReservationState, *, gid: str = "mine", reason: str = "") -> Reservation:
-    return Reservation(order().key, state, gid, reason, sale_id=4)
+    return Reservation(order().key, state, gid, reason, sale_id=4, product_id=7, user_id=101, quantity=1)
 
 
 @pytest.mark.parametrize(
@@ -58,11 +58,20 @@ def test_the_row_decides(found: Reservation | None, outcome: object) -> None:
     assert outcome_of(order(), found, gid="mine") == outcome
 
 
-def test_an_id_with_other_contents_is_no_outcome_of_the_order() -> None:
-    """A row that answers ORDER_CONFLICT belongs to another order of the same id."""
-    outcome = outcome_of(order(), row(ReservationState.SOLD, reason="ORDER_CONFLICT"), gid="mine")
+@pytest.mark.parametrize("state", list(ReservationState))
+@pytest.mark.parametrize("other", [{"product_id": 8}, {"user_id": 5}, {"quantity": 2}, {"sale_id": 9}])
+def test_an_id_with_other_contents_is_no_outcome_of_the_order(state: ReservationState, other: dict[str, int]) -> None:
+    """A row of another product, sale, buyer or quantity says nothing of an order that has its id."""
+    outcome = outcome_of(order(), replace(row(state), **other), gid="mine")  # type: ignore[arg-type]  # all are numbers
     assert isinstance(outcome, Failed)
     assert isinstance(outcome.error, OrderIdReused)
+
+
+def test_a_sale_that_is_not_known_yet_makes_no_impostor() -> None:
+    """An order past the front may be rejected before its sale is known, and may come again without naming it."""
+    rejected = replace(row(ReservationState.REJECTED, gid="", reason="ENDED"), sale_id=0)
+    assert outcome_of(order(), rejected, gid="mine") == Rejected("ENDED", by_admission=True)
+    assert outcome_of(order(sale_id=0), row(ReservationState.SOLD), gid="") == Confirmed()
 
 
 def test_late_admission_is_judged_by_its_answer() -> None:
@@ -113,3 +122,9 @@ def test_an_order_id_that_comes_twice_is_carried_once() -> None:
     assert once == [first, other]
     assert reused == [impostor]
     assert OrderId(impostor.order.order_id) == first.order.order_id
+
+
+def test_an_admitted_order_goes_before_an_impostor() -> None:
+    """Other contents that come past the front under the id of an admitted order, and before it, do not push it out."""
+    impostor = delivered(replace(order(quantity=2), admission_number=None))
+    assert split_reused([impostor, delivered(order())]) == ([delivered(order())], [impostor])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -14,14 +17,19 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+import structlog
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from seckill.cli.app import app
-from seckill.cli.errors import INTERRUPTED, OK, UNREACHABLE, USAGE
+from seckill.cli.console import fitted_table
+from seckill.cli.errors import INTERRUPTED, OK, TERMINATED, UNREACHABLE, USAGE
+from seckill.cli.roles import EVERY_ADDRESS
 from seckill.cli.run_file import run_file, running_overrides
 from seckill.cli.settings_text import MASK, document, masked_url, to_toml
 from seckill.cli.times import parse_moment, parse_price
+from seckill.embedded import embedded_redis
+from seckill.log import configure_logging
 from seckill.settings import FrontSettings, Settings, load_settings
 
 COMMANDS = [
@@ -34,7 +42,7 @@ ORDER_ID = "1-0197a2b0c3d47e5f8a9b0c1d2e3f4a5b"
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No settings and no running pipeline of whoever runs the tests."""
     for name in [name for name in os.environ if name.startswith("SECKILL")]:
         monkeypatch.delenv(name)
@@ -42,6 +50,9 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / name).mkdir(mode=0o700)
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("NO_COLOR", "1")
+    yield
+    structlog.reset_defaults()  # commands that ran in this process have set up logging
+    logging.basicConfig(force=True)
 
 
 @pytest.fixture
@@ -99,6 +110,8 @@ def test_help_starts_quickly() -> None:
         ["sale", "create", "--product", "1", "--stock", "0"],
         ["sale", "create", "--product", "1", "--stock", "5", "--ends", "tomorrow"],
         ["sale", "create", "--product", "1", "--stock", "5", "--price", "1.999"],
+        ["sale", "create", "--product", "1", "--stock", "5", "--ends", "-1h"],
+        ["sale", "create", "--product", "1", "--stock", "5", "--starts", "+2h", "--ends", "+1h"],
         ["sale", "update", "1"],
         ["sale", "update", "1", "--add-stock", "1", "--remove-stock", "1"],
         ["order", "show", "not-an-order"],
@@ -223,21 +236,110 @@ def test_a_taken_port_names_its_setting(runner: CliRunner, monkeypatch: pytest.M
     assert "SECKILL__PRODUCT__GRPC" in result.stderr
 
 
-def test_interrupted_ends_with_130() -> None:
-    """Ctrl-C ends a command that waits with 130 and without a traceback."""
-    interrupt = "threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()"
-    program = f"import os, signal, threading; from seckill.cli import main; {interrupt}; main()"
-    waiting = subprocess.Popen(
-        [sys.executable, "-c", program, "publish", "-"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, INTERRUPTED, "seckill: interrupted"), (signal.SIGTERM, TERMINATED, "seckill: terminated")],
+)
+def test_a_signal_ends_a_command_that_waits(
+    nobody: str, tmp_path: Path, number: signal.Signals, code: int, said: str
+) -> None:
+    """Ctrl-C ends with 130, SIGTERM with 143: one line, no traceback."""
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "seckill.cli", "status", "--watch", "--json"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
+        assert watching.stdout is not None
+        assert watching.stdout.readline()
+        watching.send_signal(number)
+        _, errors = watching.communicate(timeout=30)
+    finally:
+        watching.kill()
+        watching.wait()
+    assert (watching.returncode, errors.strip()) == (code, said)
+
+
+def test_an_interrupted_file_is_accounted_for(tmp_path: Path) -> None:
+    """Ctrl-C while publish waits for more lines: 130, and it says from which line on nothing was sent."""
+    program = "import os, signal, threading; from seckill.cli import main; {}; main()".format(
+        "threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()"
+    )
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", program, "publish", "-"],
+        cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert waiting.stdin is not None
+        waiting.stdin.write("user_id,product_id\nnobody,1\n")
+        waiting.stdin.flush()
         assert waiting.wait(timeout=30) == INTERRUPTED
         assert waiting.stderr is not None
-        assert "Traceback" not in waiting.stderr.read()
+        malformed, unsent, interrupted = waiting.stderr.read().splitlines()
     finally:
         waiting.kill()
         waiting.communicate()
+    assert malformed.startswith("line 2: MALFORMED: user_id: ")
+    assert unsent == "seckill: interrupted: lines from 3 on were not sent"
+    assert interrupted == "seckill: interrupted"
+
+
+@pytest.mark.parametrize(
+    ("role", "setting", "value", "shown"),
+    [
+        ("worker", "kafka.bootstrap", "{nobody}", "{nobody}"),
+        ("front", "redis.url", "redis://:geheim@{nobody}/0", "{nobody}"),
+        ("front", "kafka.bootstrap", "{nobody}", "{nobody}"),
+        ("product", "product.database_url", "mysql+asyncmy://u:geheim@{nobody}/db", "{nobody}"),
+        ("order", "order.database_url", "sqlite+aiosqlite:////no/such/folder/o.db", "/no/such/folder/o.db"),
+        ("coordinator", "coordinator.database_url", "sqlite+aiosqlite:////no/such/folder/c.db", "/no/such/folder/c.db"),
+    ],
+)  # fmt: skip
+def test_a_role_without_what_it_needs(
+    *, runner: CliRunner, monkeypatch: pytest.MonkeyPatch, nobody: str, role: str, setting: str, value: str, shown: str
+) -> None:
+    """What a role cannot reach at start is named in its last line: setting, address, remedy; exit code 3."""
+    for address in EVERY_ADDRESS:
+        monkeypatch.setenv(variable(address), "127.0.0.1:0")
+    with contextlib.ExitStack() as stack:
+        if setting == "kafka.bootstrap":
+            monkeypatch.setenv("SECKILL__REDIS__URL", stack.enter_context(embedded_redis()))
+        monkeypatch.setenv(variable(setting), value.format(nobody=nobody))
+        result = runner.invoke(app, [role])
+    assert result.exit_code == UNREACHABLE, result.stderr
+    last = result.stderr.splitlines()[-1]
+    for fact in (setting, shown.format(nobody=nobody), variable(setting)):
+        assert fact in last
+    assert "Traceback" not in result.stderr
+    assert "geheim" not in result.stderr
+
+
+def variable(setting: str) -> str:
+    return f"SECKILL__{setting.replace('.', '__').upper()}"
+
+
+def test_the_lines_of_libraries_look_like_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    """With JSON lines asked for, every line of the log is JSON, whoever wrote it."""
+    configure_logging("info", json_lines=True)
+    structlog.get_logger().info("order_taken", gid="g")
+    logging.getLogger("some.library").warning("odd: %s", "thing")
+    ours, theirs = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (ours["event"], ours["level"], ours["gid"]) == ("order_taken", "info", "g")
+    assert (theirs["event"], theirs["level"], theirs["logger"]) == ("odd: thing", "warning", "some.library")
+
+
+@pytest.mark.parametrize(("columns", "left_out"), [(80, []), (20, ["price"]), (12, ["price", "starts"])])
+def test_a_narrow_terminal_loses_columns_that_can_be_spared(
+    monkeypatch: pytest.MonkeyPatch, columns: int, left_out: list[str]
+) -> None:
+    """Rather than cutting every cell, the columns named as spare go, in their order, and that is said."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    table = fitted_table(
+        ["sale", "price", "starts", "sold"], [["1", "19.90", "12:00:00", "3"]], spare=("price", "starts", "none such")
+    )
+    assert [column.header for column in table.columns] == [
+        name for name in ("sale", "price", "starts", "sold") if name not in left_out
+    ]
+    assert table.caption == (f"left out for lack of room: {', '.join(left_out)}" if left_out else None)
 
 
 # --- the run file --------------------------------------------------------------------------------------------------

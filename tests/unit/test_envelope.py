@@ -13,6 +13,7 @@ from seckill.domain.order import MAX_ID, Order, OrderId, order_id_from_key
 from seckill.domain.reasons import DeadLetterReason
 from seckill.messaging.envelope import ORIGIN_HEADER, Record, decode, encode, with_origin
 
+DEEP = b'{"uid":1,"pid":2,"x":' + b"[" * 100_000
 HEX = "0190a5c6d2b87c3e9f00112233445566"
 positive = st.integers(1, MAX_ID)
 
@@ -42,7 +43,9 @@ def test_an_order_survives_its_record(order: Order) -> None:
     assert decode(record(encode(order))) == [order]
 
 
-@pytest.mark.parametrize("raw", [b"", None, b"not json", b"\xff\xfe\x00", b'{"order_id": ', b"\x00" * 100])
+@pytest.mark.parametrize(
+    "raw", [b"", None, b"not json", b"\xff\xfe\x00", b'{"order_id": ', b"\x00" * 100, DEEP, b"[" + DEEP]
+)
 def test_bytes_that_are_no_json_are_unreadable(raw: bytes | None) -> None:
     """What is not JSON at all is told apart from JSON that is no order."""
     with pytest.raises(UnreadableRecord) as caught:
@@ -93,3 +96,23 @@ def test_a_moved_record_keeps_the_ids_of_its_first_arrival() -> None:
     assert ids[0] == ids[1] == ids[2]
     assert [name for name, _ in moved_again.headers].count(ORIGIN_HEADER) == 1
     assert decode(replace(arrived, offset=42))[0].order_id != OrderId(ids[0])
+
+
+@pytest.mark.parametrize(
+    "header", [None, b"", b"elsewhere", b"t/0/1/-1", b"t/0/1/" + b"9" * 5_000, b"t/0/1/" + b"9" * 30, b"\xff/1"]
+)
+def test_no_origin_header_stops_the_reading(header: bytes | None) -> None:
+    """Whatever stands in the origin's header, an array is read, its time is one, and a copy gets the same ids."""
+    first = record(b'[{"uid":5,"pid":7}]', headers=((ORIGIN_HEADER, header),))
+    (order,) = decode(first)
+    assert 0 <= order.admitted_at_ms < 10**15
+    copy = replace(first, topic="retry", offset=0, timestamp_ms=first.timestamp_ms + 5, headers=with_origin(first))
+    assert decode(copy) == [order]
+
+
+@pytest.mark.parametrize("timestamp_ms", [-1, None])
+def test_an_array_without_a_time_keeps_its_ids(timestamp_ms: int | None) -> None:
+    """A record whose producer gave no time: a copy of it, written later, has the same orders."""
+    first = record(b'[{"uid":5,"pid":7}]', timestamp_ms=timestamp_ms)
+    copy = replace(first, topic="retry", timestamp_ms=1_700_000_000_999, headers=with_origin(first))
+    assert decode(copy) == decode(first)

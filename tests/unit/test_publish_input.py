@@ -229,3 +229,22 @@ async def test_silence_stops_the_reading_and_says_where() -> None:
     assert summary.not_sent_from == 6
     assert [sent.line for sent in told] == [1, 2, 3, 4, 5]
     assert summary.exit_code == UNREACHABLE
+
+
+async def test_cancelled_while_reading_it_tells_of_every_line_sent() -> None:
+    """What is on its way when the user has enough ends first; the rest is not read, and its beginning is named."""
+    on_its_way = asyncio.Event()
+
+    async def send(number: int, order: InputOrder) -> Sent:
+        on_its_way.set()
+        await asyncio.sleep(0.05)
+        return Sent(number, "ACCEPTED")
+
+    told: list[Sent] = []
+    publishing = asyncio.create_task(deliver(_lines(100), send, concurrency=3, tell=told.append))
+    await on_its_way.wait()
+    publishing.cancel()
+    summary = await publishing
+    assert summary.interrupted
+    assert [sent.line for sent in told] == [1, 2, 3]
+    assert (summary.lines, summary.not_sent_from) == (3, 4)

@@ -61,3 +61,23 @@ def test_an_unreadable_file_is_said_plainly(tmp_path: Path, text: str | None, ex
         file.write_text(text)
     with pytest.raises(SettingsError, match=expected):
         load_settings(file)
+
+
+@pytest.mark.parametrize(
+    ("variable", "url"),
+    [
+        ("SECKILL__REDIS__URL", "geheim@redis:6379"),
+        ("SECKILL__REDIS__URL", "redis://:geheim@redis:99999/0"),
+        ("SECKILL__PRODUCT__DATABASE_URL", "mysql://u:geheim@h/db"),
+        ("SECKILL__ORDER__DATABASE_URL", "geheim.db"),
+        ("SECKILL__COORDINATOR__DATABASE_URL", "postgresql+asyncpg://u:geheim@h/db"),
+    ],
+)
+def test_a_url_that_no_driver_takes_is_named_without_its_secret(
+    monkeypatch: pytest.MonkeyPatch, variable: str, url: str
+) -> None:
+    """A wrong URL is refused at start with what is allowed; what stands in it is not repeated."""
+    monkeypatch.setenv(variable, url)
+    with pytest.raises(SettingsError, match=r"_?url: must be (redis|sqlite\+aiosqlite)://") as caught:
+        load_settings()
+    assert "geheim" not in str(caught.value)

@@ -1,0 +1,225 @@
+"""Every role is killed, frozen and drained under load; the stores then show that no order was lost or decided twice.
+
+The servers (stand-ins for Redis and Kafka, databases in files) live through it. `SECKILL_CHAOS_SEED` repeats a
+schedule, `SECKILL_CHAOS_SECONDS` makes it longer; a failure prints both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from seckill.cli.errors import UNREACHABLE
+from seckill.client import FrontClient, open_front
+from seckill.demo.audit import Verdict, judge
+from seckill.demo.run import rest
+from seckill.demo.stores import Stores, open_stores, read_facts
+from seckill.domain.errors import InvalidOrder
+from seckill.embedded import embedded_kafka, embedded_redis
+from seckill.messaging.envelope import Record, decode
+from seckill.messaging.lag import read_topic
+from seckill.messaging.publisher import open_publisher
+from seckill.settings import Settings, load_settings
+from seckill.wiring import open_dtm
+from tests.support.faults import Fault, inflict, schedule
+from tests.support.restless_buyers import Crowd
+from tests.support.role_processes import RoleProcess, role_addresses, running_roles
+
+SECONDS = float(os.environ.get("SECKILL_CHAOS_SECONDS", "18"))
+SEED = int(os.environ.get("SECKILL_CHAOS_SEED") or secrets.randbelow(1_000_000))
+ORDERS_PER_SECOND = 50
+HEAL_S = 45
+OPERATOR_TOKEN = "for-tests-only"
+SCARCE, PLENTY = 71, 72
+UNITS = {SCARCE: 150, PLENTY: 5_000}
+PER_USER_LIMIT = 2
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 100)]
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """What happened, for the judgement and for whoever reads a failure."""
+
+    faults: list[Fault]
+    crowd: Crowd
+    roles: Mapping[str, RoleProcess]
+    restless: str  # what was still under way when the time to heal was up
+    healed_s: float
+    verdict: Verdict
+    letters: list[Record]
+    folder: Path
+
+    def story(self) -> str:
+        lines = [
+            f"SECKILL_CHAOS_SEED={SEED} SECKILL_CHAOS_SECONDS={SECONDS:g}; logs in {self.folder}",
+            *map(str, self.faults),
+            f"answers: {dict(sorted(self.crowd.answers.items()))}",
+            f"at rest after {self.healed_s:.1f} s: {self.restless or 'yes'}",
+            f"confirmed {self.verdict.confirmed}, rejected {dict(self.verdict.rejected)}",
+            *(f"drained: {drain}" for role in self.roles.values() for drain in role.drains),
+            *(f"warnings of {role}: {_warnings(process)}" for role, process in self.roles.items()),
+        ]
+        return "\n".join(lines)
+
+
+def _warnings(process: RoleProcess) -> dict[str, int]:
+    return dict(Counter(each["event"][:150] for each in process.events() if each["level"] not in ("info", "debug")))
+
+
+def settings_in(folder: Path, redis: str, kafka: str) -> tuple[Path, Settings]:
+    """A file for the roles, with times so short that everything heals within a minute."""
+    times: dict[str, dict[str, Any]] = {
+        "kafka": {"bootstrap": kafka, "session_timeout_ms": 6_000, "request_timeout_ms": 5_000},
+        "redis": {"url": redis, "run_id_check": False},
+        "ledger": {"republish_after_ms": 3_000, "undecided_wait_ms": 2_000},
+        "front": {"operator_token": OPERATOR_TOKEN, "drain_timeout_ms": 4_000},
+        "worker": {"drain_timeout_ms": 6_000},
+        "product": {"database_url": f"sqlite+aiosqlite:///{folder}/product.db", "drain_timeout_ms": 4_000},
+        "order": {"database_url": f"sqlite+aiosqlite:///{folder}/order.db", "drain_timeout_ms": 4_000},
+        "dtm": {"timeout_to_fail_s": 4, "retry_interval_s": 1, "branch_timeout_s": 2},
+        "coordinator": {
+            "database_url": f"sqlite+aiosqlite:///{folder}/coordinator.db",
+            "cron_interval_ms": 300,
+            "retry_interval_s": 1,
+            "drain_timeout_ms": 4_000,
+        },
+        "log": {"json_lines": True},
+    }
+    addresses = role_addresses()
+    file = folder / "seckill.toml"
+    merged = {name: {**times.get(name, {}), **addresses.get(name, {})} for name in times.keys() | addresses.keys()}
+    file.write_text(tomli_w.dumps(merged))
+    return file, load_settings(file)
+
+
+@pytest.fixture
+async def campaign(tmp_path: Path) -> Campaign:
+    """The whole run: load and faults at once, then peace, then what the stores say."""
+    with embedded_redis() as redis, embedded_kafka() as kafka:
+        file, settings = settings_in(tmp_path, redis, kafka)
+        async with (
+            running_roles(file) as roles,
+            open_front(settings.front.http, operator_token=OPERATOR_TOKEN, timeout_s=10) as front,
+            open_publisher(settings.kafka) as publisher,
+            open_stores(settings) as stores,
+        ):
+            await open_sales(front)
+            crowd = Crowd(front, publisher, settings.kafka, list(UNITS), random.Random(SEED))
+            faults = schedule(SEED, SECONDS)
+            async with asking(crowd):
+                await asyncio.gather(
+                    crowd.order_for(SECONDS, per_second=ORDERS_PER_SECOND),
+                    inflict(faults, roles),
+                )
+                restless, healed_s = await healed(stores, settings)
+            verdict = await judged(stores, settings, crowd)
+            letters = await read_topic(settings.kafka, settings.kafka.dead_letter_topic)
+            result = Campaign(faults, crowd, roles, restless, healed_s, verdict, letters, tmp_path)
+    print(result.story())  # shown when the test fails, or with -s
+    return result
+
+
+async def open_sales(front: FrontClient) -> None:
+    now_ms = time.time_ns() // 1_000_000
+    for product_id, units in UNITS.items():
+        fields = {
+            "product_id": product_id, "stock": units, "per_user_limit": PER_USER_LIMIT,
+            "starts_at_ms": now_ms - 1_000, "ends_at_ms": now_ms + 3_600_000,
+        }  # fmt: skip
+        await front.create_sale(fields, change_id=f"chaos-{product_id}")
+
+
+@asynccontextmanager
+async def asking(crowd: Crowd) -> AsyncIterator[None]:
+    """Meanwhile some buyers never stop asking for their orders."""
+    task = asyncio.create_task(crowd.keep_asking())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def healed(stores: Stores, settings: Settings) -> tuple[str, float]:
+    """Waits until nothing is under way, in the stores and at the coordinator; what is left, and how long it took."""
+    began = time.monotonic()
+    left = await rest(stores, list(UNITS), timeout_s=HEAL_S)
+    async with open_dtm(settings) as dtm:
+        while True:
+            ended = ("succeed", "failed")
+            open_gids = [each.gid for each in await dtm.list(limit=100_000) if each.status not in ended]
+            if not open_gids or time.monotonic() - began > HEAL_S:
+                break
+            await asyncio.sleep(0.2)
+    took_s = time.monotonic() - began
+    return left or (f"transactions {open_gids}" if open_gids else ""), took_s
+
+
+async def judged(stores: Stores, settings: Settings, crowd: Crowd) -> Verdict:
+    """The six invariants, for every order that anybody was promised: 202 replies, and all that the topic holds."""
+    promised = {*crowd.accepted, *crowd.direct}
+    for record in await read_topic(settings.kafka, settings.kafka.topic):
+        with suppress(InvalidOrder):
+            promised |= {order.order_id for order in decode(record)}
+    for order_id in sorted(promised | crowd.unsure.keys()):
+        await crowd.ask(order_id)
+    return judge(await read_facts(stores, accepted=promised, product_ids=list(UNITS)))
+
+
+def order_letters(letters: list[Record]) -> list[str]:
+    """Letters that hold orders, and why they were set aside."""
+    found = []
+    for letter in letters:
+        with suppress(InvalidOrder):
+            ids = [order.order_id for order in decode(letter)]
+            found.append(f"{ids}: { {name: value.decode() for name, value in letter.headers} }")
+    return found
+
+
+def unexpected_ends(role: RoleProcess) -> list[str]:
+    """Deaths and hung stops, but for a worker whose consumer Kafka has ended: that one says so, and is started again.
+
+    The stand-in for Kafka ends a consumer when two are in the group during a rebalance; a broker does not.
+    """
+    ended_by_kafka = [each for each in role.deaths if each.code == UNREACHABLE and "ended this worker's" in each.log]
+    deaths = [str(each) for each in role.deaths if each not in ended_by_kafka]
+    bad_drains = [f"{name} drained with exit code {code}" for name, code, _ in role.drains if code != 0]
+    return [*deaths, *role.hung, *bad_drains]
+
+
+def unforeseen(role: RoleProcess) -> list[str]:
+    """Log lines with a traceback: a fault that the code knows costs a line, never a traceback."""
+    return [f"{role.role}: {each}" for each in role.events() if "exception" in each or "Traceback" in each["event"]]
+
+
+async def test_killed_roles_lose_nothing(campaign: Campaign) -> None:
+    """Whatever role dies at whatever moment, every order ends once, the units add up, and what was told stays."""
+    story = campaign.story()
+    crowd, roles = campaign.crowd, campaign.roles.values()
+    assert not campaign.restless, story
+    breaches = [f"{name}: {each}" for name, found in campaign.verdict.breaches.items() for each in found]
+    assert campaign.verdict.holds, "\n".join([*breaches, *campaign.verdict.lost, story])
+    assert not crowd.wrong, "\n".join([*crowd.wrong, story])
+    assert not order_letters(campaign.letters), "\n".join([*order_letters(campaign.letters), story])
+    assert {letter.value for letter in campaign.letters} == crowd.unreadable, story
+    unended = sorted((crowd.accepted.keys() | crowd.unsure.keys() | crowd.direct.keys()) - crowd.told.keys())
+    assert not unended, f"{unended}\n{story}"
+    ends = [each for role in roles for each in unexpected_ends(role)]
+    assert not ends, "\n".join([*ends, story])
+    errors = [each for role in roles for each in unforeseen(role)]
+    assert not errors, "\n".join([*errors[:5], story])
+    assert campaign.verdict.confirmed > 100, story
