@@ -19,8 +19,10 @@ INIT = '"""Generated protobuf code; written by `make proto`, never edited."""\n'
 
 def generate(out: Path) -> None:
     include = Path(grpc_tools.__file__).parent / "_proto"
+    beside_python = Path(sys.executable).parent  # where the plugins are, also when no environment is activated
     arguments = [
         "protoc",
+        *(f"--plugin={name}={beside_python / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")),
         f"--proto_path=seckill/wire={ROOT / 'proto'}",
         f"--proto_path={include}",
         f"--python_out={out}",

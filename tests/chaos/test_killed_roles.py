@@ -1,7 +1,7 @@
 """Every role is killed, frozen and drained under load; the stores then show that no order was lost or decided twice.
 
-The servers (stand-ins for Redis and Kafka, databases in files) live through it. `SECKILL_CHAOS_SEED` repeats a
-schedule, `SECKILL_CHAOS_SECONDS` makes it longer; a failure prints both.
+The servers (stand-ins for Redis and Kafka, databases in files) live through it. `SECKILL_CHAOS_SEED` is another
+schedule, `SECKILL_CHAOS_SECONDS` a longer one; a failure prints both.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -38,7 +37,7 @@ from tests.support.restless_buyers import Crowd
 from tests.support.role_processes import RoleProcess, role_addresses, running_roles
 
 SECONDS = float(os.environ.get("SECKILL_CHAOS_SECONDS", "18"))
-SEED = int(os.environ.get("SECKILL_CHAOS_SEED") or secrets.randbelow(1_000_000))
+SEED = int(os.environ.get("SECKILL_CHAOS_SEED", "27"))
 ORDERS_PER_SECOND = 50
 HEAL_S = 45
 OPERATOR_TOKEN = "for-tests-only"
