@@ -26,10 +26,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from consumers.seckill_rmq import SeckillCarrier
-from seckill.admission.gate import AdmissionGate
-from seckill.admission.ledger import Ledger
-from seckill.admission.link import RedisLink
-from seckill.admission.sales import SaleBook
+from seckill.admission import open_admission
 from seckill.checkout.late import LateAdmission
 from seckill.checkout.reservations import Reservations
 from seckill.checkout.tcc import TccCheckout, TccPlan
@@ -40,6 +37,7 @@ from seckill.dtm.channels import CHANNEL_OPTIONS
 from seckill.dtm.client import DtmClient
 from seckill.dtm.protocol import TransOptions
 from seckill.embedded import embedded_kafka, embedded_redis
+from seckill.front.metrics import BATCH_SIZE
 from seckill.front.serve import serve_front
 from seckill.messaging.dead_letters import DeadLetters
 from seckill.messaging.publisher import open_publisher
@@ -101,24 +99,6 @@ async def opening_database(setting: str, url: SecretStr) -> AsyncIterator[None]:
 async def open_channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
     async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
         yield channel
-
-
-@asynccontextmanager
-async def open_redis(settings: Settings) -> AsyncIterator[RedisLink]:
-    link = RedisLink(settings.redis)
-    try:
-        yield link
-    finally:
-        await link.close()
-
-
-@asynccontextmanager
-async def open_ledger(link: RedisLink, settings: Settings) -> AsyncIterator[Ledger]:
-    ledger = Ledger(link, settings.ledger)
-    try:
-        yield ledger
-    finally:
-        await ledger.close()
 
 
 @asynccontextmanager
@@ -220,17 +200,23 @@ async def open_order(settings: Settings) -> AsyncIterator[Role]:
 async def open_front(settings: Settings) -> AsyncIterator[Role]:
     """Raises AdmissionUnavailable or PublishUnknown when Redis or Kafka does not answer at start."""
     async with AsyncExitStack() as stack:
-        link = await stack.enter_async_context(open_redis(settings))
-        ledger = await stack.enter_async_context(open_ledger(link, settings))
-        await SaleBook(link, settings.ledger).check()
+        admission = await stack.enter_async_context(
+            open_admission(
+                settings.redis,
+                settings.ledger,
+                batch_max=settings.front.admission_batch_max,
+                queue_max=settings.front.admission_queue_max,
+                on_batch=BATCH_SIZE.observe,
+            )
+        )
+        await admission.sales.check()
         publisher = await stack.enter_async_context(open_publisher(settings.kafka))
         channel = await stack.enter_async_context(open_channel(settings.product.grpc))
         served = await stack.enter_async_context(
             serve_front(
                 settings.front,
-                link=link,
-                ledger=ledger,
-                ledger_settings=settings.ledger,
+                admission=admission,
+                republish_after_ms=settings.ledger.republish_after_ms,
                 publisher=publisher,
                 product=channel,
                 product_address=settings.product.grpc,
@@ -245,19 +231,17 @@ async def open_carrier(
 ) -> AsyncIterator[tuple[Carrier, Mapping[str, Callable[[], Awaitable[None]]]]]:
     """What carries an order from the topic to its end, and how to ask whether its dependencies answer."""
     async with AsyncExitStack() as stack:
-        link = await stack.enter_async_context(open_redis(settings))
-        ledger = await stack.enter_async_context(open_ledger(link, settings))
+        admission = await stack.enter_async_context(
+            open_admission(settings.redis, settings.ledger, batch_max=settings.front.admission_batch_max)
+        )
         publisher = await stack.enter_async_context(open_publisher(settings.kafka))
         channel = await stack.enter_async_context(open_channel(settings.product.grpc))
         order_channel = await stack.enter_async_context(open_channel(settings.order.grpc))
         client = await stack.enter_async_context(open_dtm(settings))
-        gate = await stack.enter_async_context(
-            AdmissionGate(link, settings.ledger, batch_max=settings.front.admission_batch_max, queue_max=1)
-        )
         reservations = Reservations(channel, address=settings.product.grpc, timeout_ms=settings.dtm.request_timeout_ms)
         carrier = SeckillCarrier(
-            ledger=ledger,
-            late=LateAdmission(gate, reservations),
+            ledger=admission.ledger,
+            late=LateAdmission(admission.gate, reservations),
             checkout=TccCheckout(client, reservations, _plan(settings)),
             reservations=reservations,
             dead_letters=DeadLetters(publisher, topic=settings.kafka.dead_letter_topic, group=settings.kafka.group),
@@ -265,7 +249,7 @@ async def open_carrier(
             undecided_wait_ms=settings.ledger.undecided_wait_ms,
         )
         checks: dict[str, Callable[[], Awaitable[None]]] = {
-            "redis": SaleBook(link, settings.ledger).check,
+            "redis": admission.sales.check,
             "kafka": publisher.check,
             "product": lambda: check_service(channel, settings.product.grpc, "product.Product"),
             "order": lambda: check_service(order_channel, settings.order.grpc, "order.Order"),

@@ -11,19 +11,15 @@ import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from seckill.admission.gate import AdmissionGate
-from seckill.admission.ledger import Ledger
-from seckill.admission.link import RedisLink
-from seckill.admission.sales import SaleBook
+from seckill.admission import Admission
 from seckill.front.grpc import SeckillService
 from seckill.front.http import FrontParts, create_app
 from seckill.front.intake import Intake, Publisher
-from seckill.front.metrics import BATCH_SIZE
 from seckill.front.product_client import ProductClient
 from seckill.front.republish import Republisher
 from seckill.front.sale_desk import SaleDesk
 from seckill.ops import PortInUse, Readiness, serve_http
-from seckill.settings import FrontSettings, LedgerSettings
+from seckill.settings import FrontSettings
 from seckill.wire import seckill_pb2_grpc
 
 log = structlog.get_logger(__name__)
@@ -44,41 +40,36 @@ class ServedFront:
 async def serve_front(
     settings: FrontSettings,
     *,
-    link: RedisLink,
-    ledger: Ledger,
-    ledger_settings: LedgerSettings,
+    admission: Admission,
+    republish_after_ms: int,
     publisher: Publisher,
     product: grpc.aio.Channel,
     product_address: str,
 ) -> AsyncIterator[ServedFront]:
     """Serves until the block ends. Then: unready, no new orders, those under way are finished within
-    `drain_timeout_ms`. Raises PortInUse. The link, the ledger and the publisher stay the caller's to close.
+    `drain_timeout_ms`. Raises PortInUse. Admission and the publisher stay the caller's to close.
     """
-    book = SaleBook(link, ledger_settings)
     products = ProductClient(product, address=product_address)
-    gate = AdmissionGate(
-        link,
-        ledger_settings,
-        batch_max=settings.admission_batch_max,
-        queue_max=settings.admission_queue_max,
-        on_batch=BATCH_SIZE.observe,
-    )
     intake = Intake(
-        gate, publisher, publish_timeout_ms=settings.publish_timeout_ms, orders_max=settings.admission_queue_max
+        admission.gate,
+        publisher,
+        publish_timeout_ms=settings.publish_timeout_ms,
+        orders_max=settings.admission_queue_max,
     )
-    readiness = Readiness("front", {"redis": book.check, "kafka": publisher.check, "product": products.check})
-    parts = FrontParts(intake, ledger, SaleDesk(products, book), readiness)
-    service = SeckillService(intake, products, book)
+    readiness = Readiness(
+        "front", {"redis": admission.sales.check, "kafka": publisher.check, "product": products.check}
+    )
+    parts = FrontParts(intake, admission.ledger, SaleDesk(products, admission.sales), readiness)
+    service = SeckillService(intake, products, admission.sales)
     republisher = Republisher(
-        ledger,
+        admission.ledger,
         publisher,
         every_ms=settings.republish_every_ms,
         batch_max=settings.republish_batch_max,
-        republish_after_ms=ledger_settings.republish_after_ms,
+        republish_after_ms=republish_after_ms,
     )
     app = create_app(settings, parts)
     async with (
-        gate,
         serve_http(app, settings.http, drain_timeout_ms=settings.drain_timeout_ms) as http_address,
         _serve_grpc(service, settings) as grpc_address,
         _background(republisher),

@@ -29,6 +29,7 @@ from seckill.wire import product_pb2
 from seckill.wiring import open_carrier
 from tests.integration.test_carrier import CONFIRMED, REJECTED, carry, free_order, letters, results, until_free
 from tests.support.backbone import Backbone, backbone_settings, open_backbone
+from tests.support.redis_servers import raw_redis
 
 
 @pytest.fixture
@@ -196,7 +197,8 @@ async def test_an_impostor_of_an_ended_order_is_set_aside(
     await carry(carrier, [order])
     impostor = replace(order, sale_id=0, admission_number=None, **changes)  # type: ignore[arg-type]  # all are numbers
     await carry(carrier, [impostor])  # its result stands
-    await backbone.link.one(("DEL", f"seckill:{{{sale.product_id}}}:{sale.sale_id}:result:{order.order_id}"))
+    with raw_redis(backbone.settings.redis.url.get_secret_value()) as redis:
+        redis.delete(f"seckill:{{{sale.product_id}}}:{sale.sale_id}:result:{order.order_id}")
     await carry(carrier, [impostor])
     assert [letter["seckill-dlq-reason"] for letter in await letters(backbone)] == ["ID_REUSED"] * 2
     assert await backbone.ledger.results([order.order_id]) == {}

@@ -12,15 +12,15 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from seckill.admission import open_admission
 from seckill.admission.gate import AdmissionGate, Wanted
 from seckill.admission.ledger import Ledger
-from seckill.admission.link import RedisLink
 from seckill.admission.sales import SaleBook
 from seckill.domain.order import Order, Sale
 from seckill.domain.outcomes import Admitted
 from seckill.settings import Settings, load_settings
 from seckill.wire import product_pb2, product_pb2_grpc
-from seckill.wiring import ROLES, open_channel, open_ledger, open_redis, with_values
+from seckill.wiring import ROLES, open_channel, with_values
 
 FAR_FUTURE_MS = 4_000_000_000_000
 
@@ -30,7 +30,6 @@ class Backbone:
     """The running services, and what a test needs to fill and to read them."""
 
     settings: Settings
-    link: RedisLink
     ledger: Ledger
     gate: AdmissionGate
     book: SaleBook
@@ -134,13 +133,11 @@ async def open_backbone(settings: Settings) -> AsyncIterator[Backbone]:
             if name == "coordinator":
                 over["dtm"] = dict(over[name])
             settings = with_values(settings, over)
-        link = await stack.enter_async_context(open_redis(settings))
-        ledger = await stack.enter_async_context(open_ledger(link, settings))
-        gate = await stack.enter_async_context(AdmissionGate(link, settings.ledger, batch_max=100, queue_max=1_000))
+        admission = await stack.enter_async_context(open_admission(settings.redis, settings.ledger))
         channel = await stack.enter_async_context(open_channel(settings.product.grpc))
         sales = product_pb2_grpc.SalesStub(channel)
         try:
-            yield Backbone(settings, link, ledger, gate, SaleBook(link, settings.ledger), sales, running)
+            yield Backbone(settings, admission.ledger, admission.gate, admission.sales, sales, running)
         finally:
             for opened in reversed(running.values()):
                 await opened.aclose()

@@ -13,7 +13,7 @@ import aiohttp
 import grpc
 from pydantic import SecretStr
 
-from seckill.admission import Ledger, RedisLink, SaleBook
+from seckill.admission import Ledger, SaleBook, open_admission
 from seckill.domain.errors import PublishUnknown
 from seckill.domain.order import Order
 from seckill.front.serve import ServedFront, serve_front
@@ -100,17 +100,18 @@ async def running_front(
     ledger_settings = LedgerSettings(**({"republish_after_ms": 3_600_000} | (ledger or {})))
     records = publisher or MemoryPublisher()
     async with AsyncExitStack() as stack:
-        link = RedisLink(RedisSettings(url=SecretStr(redis_url), run_id_check=False))
-        stack.push_async_callback(link.close)
-        book = Ledger(link, ledger_settings)
-        stack.push_async_callback(book.close)
+        redis = RedisSettings(url=SecretStr(redis_url), run_id_check=False)
+        admission = await stack.enter_async_context(
+            open_admission(
+                redis, ledger_settings, batch_max=settings.admission_batch_max, queue_max=settings.admission_queue_max
+            )
+        )
         product = await stack.enter_async_context(grpc.aio.insecure_channel(product_address))
         served = await stack.enter_async_context(
             serve_front(
                 settings,
-                link=link,
-                ledger=book,
-                ledger_settings=ledger_settings,
+                admission=admission,
+                republish_after_ms=ledger_settings.republish_after_ms,
                 publisher=records,
                 product=product,
                 product_address=product_address,
@@ -118,4 +119,4 @@ async def running_front(
         )
         http = await stack.enter_async_context(aiohttp.ClientSession(f"http://{served.http_address}"))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(served.grpc_address))
-        yield RunningFront(served, records, book, SaleBook(link, ledger_settings), http, channel)
+        yield RunningFront(served, records, admission.ledger, admission.sales, http, channel)
