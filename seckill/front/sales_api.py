@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from seckill.admission.sales import UNITS_MAX, SaleView
@@ -89,14 +90,17 @@ class SalesReply(BaseModel):
     sales: list[SaleReply]
 
 
-def operator(token: SecretStr | None) -> Callable[[str | None], None]:
-    """The check of the operator token, as a dependency of the endpoints that change something."""
-    expected = None if token is None else f"Bearer {token.get_secret_value()}".encode()
+BEARER = HTTPBearer(auto_error=False, scheme_name="operatorToken", description="`front.operator_token`")
 
-    def require_operator(authorization: Annotated[str | None, Header()] = None) -> None:
+
+def operator(token: SecretStr | None) -> Callable[..., None]:
+    """The check of the operator token, as a dependency of the endpoints that change something."""
+    expected = None if token is None else token.get_secret_value().encode()
+
+    def require_operator(sent: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)] = None) -> None:
         if expected is None:
             raise ProblemError(Problem("CLOSED", "sales cannot be changed here: no operator token is configured"))
-        if authorization is None or not secrets.compare_digest(authorization.encode(), expected):
+        if sent is None or not secrets.compare_digest(sent.credentials.encode(), expected):
             raise ProblemError(Problem("UNAUTHORIZED", "send `Authorization: Bearer <operator token>`"))
 
     return require_operator

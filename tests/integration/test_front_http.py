@@ -581,6 +581,9 @@ async def test_the_description_names_orders_and_problems(front: RunningFront) ->
     _, document, _ = await front.request("GET", "/openapi.json")
     operation = document["paths"]["/v1/orders"]["post"]
     assert {"200", "202", "400", "404", "409", "413", "422", "503"} <= operation["responses"].keys()
+    assert document["components"]["securitySchemes"]["operatorToken"]["scheme"] == "bearer"
+    assert document["paths"]["/v1/sales"]["post"]["security"] == [{"operatorToken": []}]
+    assert "security" not in document["paths"]["/v1/sales"]["get"]
     schemas = document["components"]["schemas"]
     assert schemas["OrderRequest"]["required"] == ["user_id", "product_id"]
     assert "SOLD_OUT" in schemas["Problem"]["properties"]["code"]["enum"]
