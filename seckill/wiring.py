@@ -36,6 +36,7 @@ from seckill.domain.retry import RetryPolicy
 from seckill.dtm.channels import CHANNEL_OPTIONS
 from seckill.dtm.client import DtmClient
 from seckill.dtm.protocol import TransOptions
+from seckill.dtm.serving import BranchServer
 from seckill.embedded import embedded_kafka, embedded_redis
 from seckill.front.metrics import BATCH_SIZE
 from seckill.front.serve import serve_front
@@ -45,7 +46,7 @@ from seckill.messaging.worker import Carrier, Worker, WorkerLimits
 from seckill.ops import Readiness, serve_ops
 from seckill.order.service import serve_order
 from seckill.product.service import serve_product
-from seckill.settings import KafkaSettings, Settings
+from seckill.settings import KafkaSettings, ServiceSettings, Settings
 
 log = structlog.get_logger()
 
@@ -174,26 +175,26 @@ async def open_coordinator(settings: Settings) -> AsyncIterator[Role]:
         yield Role("coordinator", {"coordinator.grpc": served.grpc_address, "coordinator.http": served.http_address})
 
 
-@asynccontextmanager
-async def open_product(settings: Settings) -> AsyncIterator[Role]:
-    async with AsyncExitStack() as stack:
-        async with opening_database("product.database_url", settings.product.database_url):
-            served = await stack.enter_async_context(serve_product(settings.product))
-        readiness = Readiness("product", {"database": served.check})
-        ops = await stack.enter_async_context(serve_ops(settings.product.ops, readiness))
-        stack.callback(readiness.stop)
-        yield Role("product", {"product.grpc": served.address, "product.ops": ops})
+def open_product(settings: Settings) -> AbstractAsyncContextManager[Role]:
+    return _open_service("product", settings.product, serve_product(settings.product))
+
+
+def open_order(settings: Settings) -> AbstractAsyncContextManager[Role]:
+    return _open_service("order", settings.order, serve_order(settings.order))
 
 
 @asynccontextmanager
-async def open_order(settings: Settings) -> AsyncIterator[Role]:
+async def _open_service(
+    name: str, settings: ServiceSettings, service: AbstractAsyncContextManager[BranchServer]
+) -> AsyncIterator[Role]:
+    """A gRPC service on a database of its own, and what its operators ask."""
     async with AsyncExitStack() as stack:
-        async with opening_database("order.database_url", settings.order.database_url):
-            served = await stack.enter_async_context(serve_order(settings.order))
-        readiness = Readiness("order", {"database": served.check})
-        ops = await stack.enter_async_context(serve_ops(settings.order.ops, readiness))
+        async with opening_database(f"{name}.database_url", settings.database_url):
+            served = await stack.enter_async_context(service)
+        readiness = Readiness(name, {"database": served.check})
+        ops = await stack.enter_async_context(serve_ops(settings.ops, readiness))
         stack.callback(readiness.stop)
-        yield Role("order", {"order.grpc": served.address, "order.ops": ops})
+        yield Role(name, {f"{name}.grpc": served.address, f"{name}.ops": ops})
 
 
 @asynccontextmanager

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
 from aiokafka import TopicPartition
 
 from consumers.seckill_rmq import SeckillCarrier
@@ -18,25 +15,10 @@ from seckill.messaging.envelope import Record, encode
 from seckill.messaging.lag import read_topic
 from seckill.messaging.offsets import PartitionProgress
 from seckill.messaging.worker import Arrival, Delivered
-from seckill.wiring import open_carrier
-from tests.support.backbone import Backbone, backbone_settings, open_backbone
+from tests.support.backbone import Backbone
 
 CONFIRMED = OrderStatus.CONFIRMED
 REJECTED = OrderStatus.REJECTED
-
-
-@pytest.fixture
-async def backbone(tmp_path: Path, redis_server: str, kafka_server: str) -> AsyncIterator[Backbone]:
-    async with open_backbone(backbone_settings(tmp_path, redis_server, kafka_server)) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def carrier(backbone: Backbone) -> AsyncIterator[SeckillCarrier]:
-    async with AsyncExitStack() as stack:
-        opened, _ = await stack.enter_async_context(open_carrier(backbone.settings))
-        assert isinstance(opened, SeckillCarrier)
-        yield opened
 
 
 def delivered(order: Order, offset: int = 0) -> Delivered:

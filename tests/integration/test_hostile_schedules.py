@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import grpc
 import pytest
@@ -26,24 +24,9 @@ from seckill.messaging.lag import read_topic
 from seckill.messaging.publisher import open_publisher
 from seckill.product.sales import CLOSED
 from seckill.wire import product_pb2
-from seckill.wiring import open_carrier
 from tests.integration.test_carrier import CONFIRMED, REJECTED, carry, free_order, letters, results, until_free
-from tests.support.backbone import Backbone, backbone_settings, open_backbone
+from tests.support.backbone import Backbone
 from tests.support.redis_servers import raw_redis
-
-
-@pytest.fixture
-async def backbone(tmp_path: Path, redis_server: str, kafka_server: str) -> AsyncIterator[Backbone]:
-    async with open_backbone(backbone_settings(tmp_path, redis_server, kafka_server)) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def carrier(backbone: Backbone) -> AsyncIterator[SeckillCarrier]:
-    async with AsyncExitStack() as stack:
-        opened, _ = await stack.enter_async_context(open_carrier(backbone.settings))
-        assert isinstance(opened, SeckillCarrier)
-        yield opened
 
 
 @pytest.fixture
