@@ -14,9 +14,6 @@ from typing import Any
 from confluent_kafka import Producer
 from fakeredis import TcpFakeServer
 
-KAFKA_PARTITION_BYTES_MAX = 5_000_000
-"""The mock cluster keeps the newest 5 MB of a partition and drops the rest silently."""
-
 
 @contextmanager
 def embedded_redis(port: int = 0) -> Iterator[str]:
@@ -37,7 +34,10 @@ def embedded_redis(port: int = 0) -> Iterator[str]:
 
 @contextmanager
 def embedded_kafka() -> Iterator[str]:
-    """librdkafka's mock cluster (one broker, topics made on first use, 4 partitions); yields its bootstrap address."""
+    """librdkafka's mock cluster (one broker, topics made on first use, 4 partitions); yields its bootstrap address.
+
+    It keeps the newest 5 MB of a partition and drops the rest silently: the embedded profile bounds what waits in it.
+    """
     quiet: dict[str, Any] = {"log_level": 3, "test.mock.num.brokers": 1}
     owner = Producer(quiet)  # the cluster lives as long as this client
     try:

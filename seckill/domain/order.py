@@ -43,6 +43,19 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class NewSale:
+    """A sale to be made. `stock` is in units, the window in milliseconds since 1970."""
+
+    product_id: int
+    name: str
+    starts_at_ms: int
+    ends_at_ms: int
+    per_user_limit: int
+    price_cents: int
+    stock: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sale:
     """A sale as its row in the product database says. Always `stock + frozen + sold == initial`."""
 

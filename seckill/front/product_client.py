@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from seckill.domain.errors import ProductUnavailable, SeckillError
-from seckill.domain.order import OrderId, Sale, parse_order_id
+from seckill.domain.order import NewSale, OrderId, Sale, parse_order_id
 from seckill.domain.outcomes import OrderResult, OrderStatus
 from seckill.wire import product_pb2, product_pb2_grpc
 
@@ -41,17 +41,6 @@ class ProductRefused(SeckillError):
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
-
-
-@dataclass(frozen=True, slots=True)
-class NewSale:
-    product_id: int
-    name: str
-    starts_at_ms: int
-    ends_at_ms: int
-    per_user_limit: int
-    price_cents: int
-    stock: int
 
 
 @dataclass(frozen=True, slots=True)

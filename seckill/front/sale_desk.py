@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import structlog
 
 from seckill.admission.sales import RebuildNeeded, SaleBook, SaleView
-from seckill.domain.order import Sale
-from seckill.front.product_client import NewSale, ProductClient, ProductRefused, SaleChange
+from seckill.domain.order import NewSale, Sale
+from seckill.front.product_client import ProductClient, ProductRefused, SaleChange
 
 log = structlog.get_logger(__name__)
 

@@ -13,9 +13,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from seckill.admission.sales import UNITS_MAX, SaleView
-from seckill.domain.order import MAX_ID
+from seckill.domain.order import MAX_ID, NewSale
 from seckill.front.problems import Problem, ProblemError, invalid, openapi_responses
-from seckill.front.product_client import NewSale, SaleChange
+from seckill.front.product_client import SaleChange
 from seckill.front.requests import key_problem
 from seckill.front.sale_desk import SaleDesk
 

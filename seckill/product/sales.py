@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from seckill.domain.errors import InvalidTransition, SaleNotFound
-from seckill.domain.order import MAX_ID, Sale
+from seckill.domain.order import MAX_ID, NewSale, Sale
 from seckill.dtm.barrier import Raced
 from seckill.dtm.database import affected, dialect_of, insert_ignore
 from seckill.product.tables import product, sale, sale_change
@@ -28,19 +28,6 @@ _COLUMNS = (
     sale.c.sale_id, sale.c.product_id, sale.c.name, sale.c.starts_at_ms, sale.c.ends_at_ms, sale.c.per_user_limit,
     sale.c.price_cents, sale.c.state, sale.c.initial, sale.c.stock, sale.c.frozen, sale.c.sold, sale.c.created_at_ms,
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class NewSale:
-    """A sale to be made. `stock` is in units, the window in milliseconds since 1970."""
-
-    product_id: int
-    name: str
-    starts_at_ms: int
-    ends_at_ms: int
-    per_user_limit: int
-    price_cents: int
-    stock: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from seckill.domain.errors import InvalidTransition, SaleNotFound
-from seckill.domain.order import MAX_KEY_LENGTH
+from seckill.domain.order import MAX_KEY_LENGTH, NewSale
 from seckill.dtm.barrier import in_transaction
 from seckill.dtm.database import create_engine
 from seckill.dtm.protocol import CANCEL, CONFIRM, TRY
@@ -201,8 +201,8 @@ class SalesService(product_pb2_grpc.SalesServicer):
         return sale_message(sale)
 
 
-def _new_sale(request: product_pb2.CreateSaleRequest) -> sales.NewSale:
-    new = sales.NewSale(
+def _new_sale(request: product_pb2.CreateSaleRequest) -> NewSale:
+    new = NewSale(
         product_id=in_range("product_id", request.product_id, low=1),
         name=_name(request.name),
         starts_at_ms=in_range("starts_at_ms", request.starts_at_ms, low=0),

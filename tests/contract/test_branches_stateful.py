@@ -21,6 +21,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from seckill.domain.errors import InvalidTransition
+from seckill.domain.order import NewSale
 from seckill.dtm.barrier import in_transaction
 from seckill.dtm.database import create_engine, create_tables, session_factory
 from seckill.dtm.protocol import BranchContext
@@ -90,7 +91,7 @@ class Branches(RuleBasedStateMachine):
     def start(self, groups: dict[str, list[tuple[int, int]]]) -> None:
         self.groups = groups
         self.runner.run(self._open())
-        new = sales.NewSale(PRODUCT, "flash", 0, 10, LIMIT, 100, STOCK)
+        new = NewSale(PRODUCT, "flash", 0, 10, LIMIT, 100, STOCK)
         sale = self._run(self.product, lambda session: sales.create(session, "c", new, now_ms=1))
         self.sale_id: int = sale.sale_id
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -25,6 +24,7 @@ from seckill.order.types import OrderState
 from seckill.settings import OrderSettings
 from seckill.wire import order_pb2 as pb
 from seckill.wire import order_pb2_grpc
+from tests.support.statuses import Fails
 
 PRODUCT, SALE = 7, 3
 
@@ -102,27 +102,8 @@ async def client(settings: OrderSettings) -> AsyncIterator[Client]:
         yield Client(channel)
 
 
-class Fails:
-    """Expects a status; `error` is the call's error afterwards."""
-
-    def __init__(self, code: grpc.StatusCode, *words: str) -> None:
-        self._code, self._words = code, words
-
-    def __enter__(self) -> Fails:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        assert isinstance(error, grpc.aio.AioRpcError), f"no status, expected {self._code}"
-        assert error.code() is self._code, error
-        detail = error.details() or ""
-        assert "Traceback" not in detail
-        assert all(word in detail for word in self._words), detail
-        self.error = error
-        return True
-
-    def trailing(self) -> dict[str, Any]:
-        pairs: Any = self.error.trailing_metadata() or ()
-        return dict(pairs)
+class Refuses(Fails):
+    """Expects the refusal of a Try."""
 
     def refused(self) -> Mapping[bytes, str]:
         message = pb.CreateOrderResponse.FromString(self.trailing()["seckill-refused-bin"])
@@ -208,7 +189,7 @@ async def test_try_takes_all_or_none(client: Client) -> None:
     await client.create(item(1), item(2))
     wanted = group(item(1), item(2, quantity=2), item(3, quantity=-1), item(4, user_id=0), item(5))
     for _ in range(2):
-        with Fails(ABORTED, "4 of 5") as failed:
+        with Refuses(ABORTED, "4 of 5") as failed:
             await client.check(wanted, "g2")
         assert failed.refused() == {
             key(1): "ORDER_CONFLICT", key(2): "ORDER_CONFLICT", key(3): "INVALID_ORDER", key(4): "INVALID_ORDER",
@@ -224,7 +205,7 @@ async def test_a_refusal_of_many_still_arrives(client: Client) -> None:
     """However many orders are refused, the answer fits into gRPC's metadata: the rest comes with the next try."""
     items = [item(number) for number in range(1, 501)]
     await client.create(*items)
-    with Fails(ABORTED, "500 of 500") as failed:
+    with Refuses(ABORTED, "500 of 500") as failed:
         await client.check(group(*items), "g2")
     assert len(failed.refused()) == REFUSED_MAX
 

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -21,6 +20,7 @@ from seckill.product.service import serve_product
 from seckill.settings import ProductSettings
 from seckill.wire import product_pb2 as pb
 from seckill.wire import product_pb2_grpc
+from tests.support.statuses import Fails
 
 PRODUCT = 7
 
@@ -100,29 +100,6 @@ def told(row: pb.Reservation) -> str:
 
 def outcomes(reply: pb.UpdateProductStockResponse) -> list[str]:
     return [told(row) for row in reply.outcomes]
-
-
-class Fails:
-    """Expects a status; `error` is the call's error afterwards."""
-
-    def __init__(self, code: grpc.StatusCode, *words: str) -> None:
-        self._code, self._words = code, words
-
-    def __enter__(self) -> Fails:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        assert isinstance(error, grpc.aio.AioRpcError), f"no status, expected {self._code}"
-        assert error.code() is self._code, error
-        detail = error.details() or ""
-        assert "Traceback" not in detail
-        assert all(word in detail for word in self._words), detail
-        self.error = error
-        return True
-
-    def trailing(self) -> dict[str, Any]:
-        pairs: Any = self.error.trailing_metadata() or ()
-        return dict(pairs)
 
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT

@@ -1,4 +1,4 @@
-"""Fixtures of the integration suites: the services past the topic, and the carrier in front of them."""
+"""Fixtures of the integration suites: the services past the topic and their carrier; a front and its product."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from consumers.seckill_rmq import SeckillCarrier
 from seckill.wiring import open_carrier
 from tests.support.backbone import Backbone, backbone_settings, open_backbone
+from tests.support.fronts import RunningFront, running_front, running_product
 
 
 @pytest.fixture
@@ -25,3 +26,15 @@ async def carrier(backbone: Backbone) -> AsyncIterator[SeckillCarrier]:
         opened, _ = await stack.enter_async_context(open_carrier(backbone.settings))
         assert isinstance(opened, SeckillCarrier)
         yield opened
+
+
+@pytest.fixture
+async def product_address(tmp_path: Path) -> AsyncIterator[str]:
+    async with running_product(tmp_path) as address:
+        yield address
+
+
+@pytest.fixture
+async def front(redis_server: str, product_address: str) -> AsyncIterator[RunningFront]:
+    async with running_front(redis_server, product_address) as running:
+        yield running

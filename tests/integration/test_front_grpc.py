@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import grpc
 import pytest
@@ -17,7 +16,7 @@ from seckill.domain.reasons import Rejection
 from seckill.embedded import embedded_redis
 from seckill.front.grpc import STREAM_ORDERS_MAX
 from seckill.wire import seckill_pb2, seckill_pb2_grpc
-from tests.support.fronts import OPERATOR, MemoryPublisher, RunningFront, running_front, running_product
+from tests.support.fronts import OPERATOR, MemoryPublisher, RunningFront, running_front
 
 Request = seckill_pb2.SeckillOrderRequest
 Response = seckill_pb2.SeckillOrderResponse
@@ -28,18 +27,6 @@ def redis_server() -> Iterator[str]:
     """A server of this module's own: a front publishes whatever is due in the Redis that it is given."""
     with embedded_redis() as url:
         yield url
-
-
-@pytest.fixture
-async def product_address(tmp_path: Path) -> AsyncIterator[str]:
-    async with running_product(tmp_path) as address:
-        yield address
-
-
-@pytest.fixture
-async def front(redis_server: str, product_address: str) -> AsyncIterator[RunningFront]:
-    async with running_front(redis_server, product_address) as running:
-        yield running
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -17,7 +16,7 @@ from seckill.domain.order import MAX_ID, order_id_from_key
 from seckill.domain.outcomes import Confirmed, Rejected
 from seckill.domain.reasons import Rejection
 from seckill.embedded import embedded_redis
-from tests.support.fronts import OPERATOR, MemoryPublisher, RunningFront, running_front, running_product
+from tests.support.fronts import OPERATOR, MemoryPublisher, RunningFront, running_front
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +24,6 @@ def redis_server() -> Iterator[str]:
     """A server of this module's own: a front publishes whatever is due in the Redis that it is given."""
     with embedded_redis() as url:
         yield url
-
-
-@pytest.fixture
-async def product_address(tmp_path: Path) -> AsyncIterator[str]:
-    async with running_product(tmp_path) as address:
-        yield address
-
-
-@pytest.fixture
-async def front(redis_server: str, product_address: str) -> AsyncIterator[RunningFront]:
-    async with running_front(redis_server, product_address) as running:
-        yield running
 
 
 @pytest.fixture
