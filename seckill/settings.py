@@ -146,6 +146,14 @@ class OrderSettings(ServiceSettings):
     database_url: DatabaseUrl = SecretStr("sqlite+aiosqlite:///order.db")
 
 
+class DeadLetterSettings(Section):
+    """The index of the dead-letter topic, in a database of its own."""
+
+    database_url: DatabaseUrl = SecretStr("sqlite+aiosqlite:///dead_letters.db")
+    pool_size: Annotated[int, Field(gt=0, le=200)] = 4
+    lock_wait_s: Annotated[int, Field(gt=0, le=3)] = 3
+
+
 class DtmSettings(Section):
     """The coordinator as its clients see it: a DTM server, or ours."""
 
@@ -219,10 +227,12 @@ class Settings(BaseSettings):
     coordinator: CoordinatorSettings = CoordinatorSettings()
     worker: WorkerSettings = WorkerSettings()
     retry: RetrySettings = RetrySettings()
+    dead_letters: DeadLetterSettings = DeadLetterSettings()
     log: LogSettings = LogSettings()
 
     SECTIONS: ClassVar[tuple[str, ...]] = (
-        "front", "kafka", "redis", "ledger", "product", "order", "dtm", "coordinator", "worker", "retry", "log",
+        "front", "kafka", "redis", "ledger", "product", "order", "dtm", "coordinator", "worker", "retry", "dead_letters",
+        "log",
     )  # fmt: skip
 
     @classmethod
