@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from seckill.cli import audit, config, demo, order, publish, roles, sale, status, tx
+from seckill.cli import audit, bench, config, demo, order, publish, roles, sale, status, tx
 from seckill.cli.console import note
 from seckill.cli.errors import FAILED, INTERRUPTED, TERMINATED, explained
 from seckill.cli.state import Global, Terminated
@@ -108,6 +108,7 @@ def options(
 app.command("demo")(demo.demo)
 app.command("up")(roles.up)
 app.add_typer(sale.commands, name="sale")
+app.add_typer(bench.commands, name="bench")
 app.command("publish")(publish.publish)
 app.add_typer(order.commands, name="order")
 app.command("status")(status.status)

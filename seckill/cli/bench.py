@@ -1,0 +1,156 @@
+"""`seckill bench`: how fast the pipeline is on the servers that the settings name."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from seckill.cli.console import note, print_json, print_table
+from seckill.cli.errors import FAILED, WrongUsage
+from seckill.cli.state import JsonOption, chosen, role_settings, run_pipeline
+
+if TYPE_CHECKING:
+    from seckill.bench.backlog import BacklogResult
+    from seckill.bench.front import AcceptResult
+    from seckill.settings import Settings
+
+commands = typer.Typer(
+    no_args_is_help=True,
+    help="""Measure the pipeline on real servers (Kafka, Redis, SQL, DTM).
+
+    Starts the roles that it measures as processes of its own, on free
+    loopback ports; makes a product, a sale and topics of its own. Noise of
+    the machine is in every figure: compare figures of one run.
+    """,
+)
+
+
+@commands.command()
+def backlog(
+    context: typer.Context,
+    orders: Annotated[int, typer.Option(min=1, max=1_000_000, help="Orders of one hot product.")] = 50_000,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
+    partitions: Annotated[int, typer.Option(min=1, max=1_000, help="Of the topic that is made for it.")] = 4,
+    own_coordinator: Annotated[
+        bool, typer.Option("--own-coordinator", help="Start and use `seckill coordinator` instead of dtm.grpc.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Confirmed orders a second: a backlog of one hot product, from Kafka to SQL.
+
+    The clock runs from the moment the worker ends its first order to the
+    moment the last one has ended and is settled.
+
+    Examples:
+
+      seckill --config config/compose.toml bench backlog
+      seckill bench backlog --orders 10000 --own-coordinator --json
+    """
+    settings = _settings(context)
+    from seckill.bench.backlog import BacklogOptions, run_backlog
+
+    options = BacklogOptions(orders, workers, partitions, own_coordinator)
+    result = run_pipeline(run_backlog(settings, options, config=chosen(context).config))
+    if as_json:
+        print_json(_backlog_report(result))
+    else:
+        _show_backlog(result)
+    if result.sold != result.orders:
+        note(f"seckill: {result.orders - result.sold} of {result.orders} orders were not sold")
+        raise typer.Exit(FAILED)
+
+
+@commands.command()
+def accept(
+    context: typer.Context,
+    seconds: Annotated[int, typer.Option(min=1, max=3_600, help="How long orders come.")] = 10,
+    connections: Annotated[int, typer.Option(min=1, max=10_000, help="Connections of the load generator.")] = 128,
+    partitions: Annotated[int, typer.Option(min=1, max=1_000, help="Of the topic that is made for it.")] = 4,
+    sold_out: Annotated[bool, typer.Option("--sold-out", help="No units: every order is refused.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Accepted orders a second over HTTP, each answered after Kafka has acknowledged it.
+
+    The load comes from `wrk`. No worker runs, so nothing but acceptance is
+    measured.
+
+    Examples:
+
+      seckill --config config/compose.toml bench accept
+      seckill bench accept --sold-out --seconds 5 --json
+    """
+    settings = _settings(context)
+    from seckill.bench.front import AcceptOptions, run_accept
+
+    options = AcceptOptions(seconds, connections, partitions, sold_out)
+    result = run_pipeline(run_accept(settings, options, config=chosen(context).config))
+    if as_json:
+        print_json(_accept_report(result))
+    else:
+        _show_accept(result)
+    if result.broken:
+        note(f"seckill: {result.broken} connections broke")
+        raise typer.Exit(FAILED)
+
+
+def _settings(context: typer.Context) -> Settings:
+    """For a measurement; called before gRPC is loaded, for the sake of its first line."""
+    # The roles are started while gRPC runs; as new programs, which gRPC's handlers for forks need not prepare for.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+    from seckill.cli.roles import configure_logs
+
+    settings = role_settings(context)
+    if settings.profile == "embedded":
+        raise WrongUsage("the stand-ins of the embedded profile are not for measuring; name real servers with --config")
+    configure_logs(settings, quiet=True)
+    return settings
+
+
+def _backlog_report(result: BacklogResult) -> dict[str, Any]:
+    return {
+        "orders": result.orders,
+        "sold": result.sold,
+        "seconds": round(result.seconds, 3),
+        "confirmed_per_second": round(result.confirmed_per_second, 1),
+        "admitted_per_second": round(result.admitted_per_second, 1),
+        "cpu_us_per_order": {
+            name: round(seconds * 1e6 / result.orders, 1) for name, seconds in result.cpu_seconds.items()
+        },
+    }
+
+
+def _show_backlog(result: BacklogResult) -> None:
+    report = _backlog_report(result)
+    rows = [
+        ("confirmed", f"{report['confirmed_per_second']:,.0f} a second", f"{result.sold:,} in {result.seconds:.2f} s"),
+        ("admitted", f"{report['admitted_per_second']:,.0f} a second", "before, and published, without HTTP"),
+        *(
+            (f"cpu: {name}", f"{used:,.0f} µs an order", "servers and strangers" if name == "other" else "")
+            for name, used in report["cpu_us_per_order"].items()
+        ),
+    ]
+    print_table(("what", "figure", "of that"), rows)
+
+
+def _accept_report(result: AcceptResult) -> dict[str, Any]:
+    return {
+        "seconds": round(result.seconds, 3),
+        "requests": result.requests,
+        "accepted": result.accepted,
+        "refused": result.refused,
+        "accepted_per_second": round(result.accepted_per_second, 1),
+        "refused_per_second": round(result.refused_per_second, 1),
+        "latency_ms": {"p50": result.p50_ms, "p99": result.p99_ms},
+        "broken_connections": result.broken,
+    }
+
+
+def _show_accept(result: AcceptResult) -> None:
+    rows = [
+        ("accepted", f"{result.accepted_per_second:,.0f} a second", f"{result.accepted:,} in {result.seconds:.1f} s"),
+        ("refused", f"{result.refused_per_second:,.0f} a second", f"{result.refused:,}"),
+        ("latency", f"{result.p50_ms:.1f} ms", f"p50; p99 {result.p99_ms:.1f} ms"),
+    ]
+    print_table(("what", "figure", "of that"), rows)
