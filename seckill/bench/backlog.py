@@ -92,13 +92,15 @@ async def run_backlog(settings: Settings, options: BacklogOptions, *, config: Pa
         began = time.perf_counter()
         await _publish(settings, admission.gate, sale)
         admitted_per_second = options.orders / (time.perf_counter() - began)
-        for number in range(options.workers):
-            own = overrides | free_addresses(["worker.ops"])
-            worker = await stack.enter_async_context(
-                running_role("worker", folder, config, own, label=f"worker-{number + 1}")
-            )
-            roles.append(worker)
-        seconds, used = await _clocked(admission.ledger, sale.product_id, options.orders, roles)
+        # The clock is there before the workers: one may have begun before the last of them is up.
+        clock = asyncio.create_task(_clocked(admission.ledger, sale.product_id, options.orders, roles))
+        stack.callback(clock.cancel)
+        starting = [
+            running_role("worker", folder, config, overrides | free_addresses(["worker.ops"]), label=f"worker-{number}")
+            for number in range(1, options.workers + 1)
+        ]
+        roles += await asyncio.gather(*(stack.enter_async_context(worker) for worker in starting))
+        seconds, used = await clock
         after = await product.sale(sale.sale_id)
         return BacklogResult(options.orders, admitted_per_second, seconds, after.sold, used)
 
@@ -124,7 +126,7 @@ async def _clocked(
         elif now - changed > STALLED_AFTER_S:
             raise BacklogStalled(f"{left} of {orders} orders have not ended, and none did for {STALLED_AFTER_S:g} s")
     after = _processor(roles)
-    used = {name: round(after[name] - before[name], 2) for name in after}
+    used = {name: round(after[name] - before.get(name, 0.0), 2) for name in after}
     used["other"] = round(used.pop("machine") - sum(used.values()), 2)
     return time.perf_counter() - began, used
 
