@@ -25,6 +25,9 @@ orders = Table(
     Column("admitted_at_ms", BigInteger, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
+    # What a caller on no sale asked for besides; the pipeline's own orders have none.
+    Column("postage", BigInteger, nullable=True),
+    Column("receive_address_id", BigInteger, nullable=True),
     CheckConstraint("quantity > 0", name="orders_quantity_positive"),
     Index("idx_orders_gid", "gid", "branch_id"),
     Index("idx_orders_buyer", "user_id", "created_at_ms"),

@@ -28,6 +28,7 @@ product = Table(
     Column("status", Integer, nullable=False, server_default="1"),
     Column("stock", BigInteger, nullable=False, server_default="0"),  # units that are on no sale
     Column("created_at_ms", BigInteger, nullable=False),
+    Column("updated_at_ms", BigInteger, nullable=False, server_default="0"),  # when `stock` last changed
     CheckConstraint("stock >= 0", name="product_stock_not_negative"),
     **TABLE_OPTIONS,
 )
@@ -51,6 +52,8 @@ sale = Table(
     Column("sold", BigInteger, nullable=False),
     Column("created_at_ms", BigInteger, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
+    # Since when its reservations may be gone: nothing can tell any more what became of an order that has no row.
+    Column("pruned_at_ms", BigInteger, nullable=True),
     CheckConstraint("stock >= 0 AND frozen >= 0 AND sold >= 0", name="sale_counters_not_negative"),
     CheckConstraint("stock + frozen + sold = initial", name="sale_counters_add_up"),
     Index("idx_sale_product", "product_id"),
