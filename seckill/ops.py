@@ -1,7 +1,8 @@
 """What every role shows its operators: /healthz, /readyz, /metrics, and the HTTP server that answers them.
 
 `/healthz` says that the event loop turns. `/readyz` says whether the role can do its work now: each dependency is
-asked, in parallel and within a time-out, and a role that drains answers 503.
+asked, in parallel and within a time-out, and a role that drains answers 503. Ops ports are plaintext by design: they
+tell no secrets, and belong on a private network.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ Check = Callable[[], Awaitable[None]]
 """Asks one dependency; raises when it cannot serve."""
 
 CHECK_TIMEOUT_S = 2.0
+
+CONNECTIONS_MAX = 200
+"""Of an ops port at a time."""
 
 
 class PortInUse(OSError):
@@ -93,8 +97,19 @@ async def serve_ops(address: str, readiness: Readiness) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def serve_http(app: ASGIApp, address: str, *, drain_timeout_ms: int = 5_000) -> AsyncIterator[str]:
-    """An ASGI application in this event loop, without signal handlers; yields `host:port`. Raises PortInUse."""
+async def serve_http(
+    app: ASGIApp,
+    address: str,
+    *,
+    drain_timeout_ms: int = 5_000,
+    connections_max: int = CONNECTIONS_MAX,
+    certificate: str | None = None,
+    key: str | None = None,
+) -> AsyncIterator[str]:
+    """An ASGI application in this event loop, without signal handlers; yields `host:port`. Raises PortInUse.
+
+    HTTPS with `certificate` and `key`, paths of PEM files. Beyond `connections_max` requests are answered 503.
+    """
     host, _, port = address.rpartition(":")
     config = uvicorn.Config(
         app,
@@ -103,6 +118,9 @@ async def serve_http(app: ASGIApp, address: str, *, drain_timeout_ms: int = 5_00
         lifespan="off",
         server_header=False,
         timeout_graceful_shutdown=max(1, drain_timeout_ms // 1000),
+        limit_concurrency=connections_max,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
     )
     config.load()
     server = uvicorn.Server(config)

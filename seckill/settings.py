@@ -12,10 +12,10 @@ import re
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 ENV_PREFIX = "SECKILL__"
@@ -72,10 +72,50 @@ Addresses = Annotated[str, AfterValidator(_bootstrap)]
 Milliseconds = Annotated[int, Field(gt=0, le=86_400_000)]
 Seconds = Annotated[int, Field(gt=0, le=31_536_000)]
 Count = Annotated[int, Field(gt=0, le=100_000_000)]
+ListenHost = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+)$")]
+"""The host on which a role listens, where others dial it by another name: 0.0.0.0 in a container. Ports stay."""
+
+PemFile = Annotated[str, Field(min_length=1)]
+"""Path of a PEM file. Read once, at start: a renewed certificate takes a restart."""
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _pair(prefix: str, certificate: str | None, key: str | None) -> None:
+    if (certificate is None) != (key is None):
+        given, missing = ("certificate", "key") if key is None else ("key", "certificate")
+        raise ValueError(f"{prefix}{given} is set without {prefix}{missing}")
+
+
+class TlsSettings(Section):
+    """Certificates of every gRPC connection between our own roles, and of the front's gRPC port. Unset: plaintext.
+
+    One authority vouches for all of them; each role may have a certificate of its own, valid for the name or IP address
+    by which others dial it, and for both uses (server and client). HTTP has settings of its own (`front.tls_…`); ops
+    ports and the coordinator's HTTP are plaintext by design, for a private network.
+    """
+
+    ca: PemFile | None = None
+    certificate: PemFile | None = None
+    key: PemFile | None = None
+    client_auth: bool = True  # servers take only callers whose certificate the CA has signed (mutual TLS)
+
+    @property
+    def enabled(self) -> bool:
+        return self.ca is not None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        _pair("", self.certificate, self.key)
+        if self.certificate is not None and self.ca is None:
+            raise ValueError("certificate is set without ca")
+        return self
+
+
+NO_TLS = TlsSettings()
+"""gRPC in plaintext."""
 
 
 class FrontSettings(Section):
@@ -83,19 +123,40 @@ class FrontSettings(Section):
 
     http: Address = "127.0.0.1:8080"
     grpc: Address = "127.0.0.1:9090"
+    listen: ListenHost | None = None  # unset: the role listens where its addresses say
+    tls_certificate: PemFile | None = None  # with tls_key: front.http is HTTPS
+    tls_key: PemFile | None = None
+    tls_ca: PemFile | None = None  # whom our own commands trust at an HTTPS front; unset: the system's authorities
+    connections_max: Annotated[int, Field(ge=16, le=1_000_000)] = 20_000  # HTTP; beyond them 503
     operator_token: SecretStr | None = None  # unset: everything that changes a sale is closed
     body_bytes_max: Annotated[int, Field(ge=256, le=16_777_216)] = 16_384
     admission_batch_max: Annotated[int, Field(gt=0, le=1_000)] = 200
     admission_queue_max: Count = 10_000
     publish_timeout_ms: Milliseconds = 5_000
     wait_max_ms: Milliseconds = 30_000  # longest GET /v1/orders/{id}?wait=
-    republish_every_ms: Milliseconds = 1_000
-    republish_batch_max: Count = 500
     drain_timeout_ms: Milliseconds = 10_000
+
+    @property
+    def https(self) -> bool:
+        """Whether front.http speaks HTTPS, for who serves it and for who dials it."""
+        return self.tls_certificate is not None or self.tls_ca is not None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        _pair("tls_", self.tls_certificate, self.tls_key)
+        return self
 
 
 class KafkaSettings(Section):
     bootstrap: Addresses = "127.0.0.1:9092"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    tls_ca: PemFile | None = None  # unset: the system's authorities
+    tls_certificate: PemFile | None = None  # where the brokers ask clients for one
+    tls_key: PemFile | None = None
+    tls_check_hostname: bool = True
     topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = "seckill-topic"
     group: Annotated[str, Field(min_length=1, max_length=249)] = "seckill-group"
     dead_letter_topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = "seckill-topic-dlt"
@@ -104,14 +165,55 @@ class KafkaSettings(Section):
     linger_ms: Annotated[int, Field(ge=0, le=1_000)] = 2
     record_bytes_max: Annotated[int, Field(ge=1_024, le=10_485_760)] = 1_048_576
 
+    @property
+    def tls(self) -> bool:
+        return self.security_protocol in {"SSL", "SASL_SSL"}
+
+    @property
+    def sasl(self) -> bool:
+        return self.security_protocol in {"SASL_PLAINTEXT", "SASL_SSL"}
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        _pair("tls_", self.tls_certificate, self.tls_key)
+        if (self.tls_ca or self.tls_certificate) and not self.tls:
+            raise ValueError("tls_… is set, but security_protocol is neither SSL nor SASL_SSL")
+        given = self.sasl_username is not None and self.sasl_password is not None
+        if self.sasl and not given:
+            raise ValueError(f"sasl_username and sasl_password are needed with {self.security_protocol}")
+        if not self.sasl and (self.sasl_username or self.sasl_password):
+            raise ValueError("sasl_… is set, but security_protocol is neither SASL_PLAINTEXT nor SASL_SSL")
+        return self
+
 
 class RedisSettings(Section):
-    url: RedisUrl = SecretStr("redis://127.0.0.1:6379/0")
+    url: RedisUrl = SecretStr("redis://127.0.0.1:6379/0")  # rediss:// for TLS
+    username: str | None = None  # of an ACL user; here or in the URL
+    password: SecretStr | None = None
+    tls_ca: PemFile | None = None  # unset: the system's authorities
+    tls_certificate: PemFile | None = None  # where the server asks clients for one
+    tls_key: PemFile | None = None
+    tls_check_hostname: bool = True
     command_timeout_ms: Milliseconds = 2_000
     connections_max: Annotated[int, Field(gt=1, le=1_000)] = 16
     # Admission compares the server's run_id with the one stored with the sale, and pauses when Redis was restarted.
     # Off only where the server cannot tell it (the embedded one, whose data dies with it anyway).
     run_id_check: bool = True
+
+    @property
+    def tls(self) -> bool:
+        return self.url.get_secret_value().startswith("rediss://")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        _pair("tls_", self.tls_certificate, self.tls_key)
+        if (self.tls_ca or self.tls_certificate) and not self.tls:
+            raise ValueError("tls_… is set, but url does not begin with rediss://")
+        if self.username is not None and self.password is None:
+            raise ValueError("username is set without password")
+        if self.password is not None and "@" in self.url.get_secret_value():
+            raise ValueError("password is set, and url holds a user or password as well: use one of them")
+        return self
 
 
 class LedgerSettings(Section):
@@ -123,10 +225,31 @@ class LedgerSettings(Section):
     result_ttl_s: Seconds = 86_400  # counted from the end of the sale
 
 
-class ServiceSettings(Section):
+class DatabaseTls(Section):
+    """TLS to the database of a section, in the words of MySQL's own clients."""
+
+    database_tls: Literal["off", "verify-ca", "verify-identity"] = "off"
+    database_tls_ca: PemFile | None = None  # unset: the system's authorities
+    database_tls_certificate: PemFile | None = None  # where the server asks clients for one
+    database_tls_key: PemFile | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        _pair("database_tls_", self.database_tls_certificate, self.database_tls_key)
+        if (self.database_tls_ca or self.database_tls_certificate) and self.database_tls == "off":
+            raise ValueError("database_tls_ca or database_tls_certificate is set, but database_tls is off")
+        return self
+
+
+class ServiceSettings(DatabaseTls):
     """A gRPC service with a database of its own."""
 
     grpc: Address
+    listen: ListenHost | None = None  # unset: the role listens where its addresses say
+    # One more gRPC port, without TLS and for branch calls only: a DTM server dials branches in plaintext. Where it is
+    # set, it is the address that is registered with the coordinator, unless the coordinator speaks TLS itself. Keep it
+    # on a network that only DTM can reach.
+    branch_grpc: Address | None = None
     ops: Address  # HTTP: /healthz /readyz /metrics
     database_url: DatabaseUrl
     pool_size: Annotated[int, Field(gt=0, le=200)] = 8
@@ -146,7 +269,7 @@ class OrderSettings(ServiceSettings):
     database_url: DatabaseUrl = SecretStr("sqlite+aiosqlite:///order.db")
 
 
-class DeadLetterSettings(Section):
+class DeadLetterSettings(DatabaseTls):
     """The index of the dead-letter topic, in a database of its own."""
 
     database_url: DatabaseUrl = SecretStr("sqlite+aiosqlite:///dead_letters.db")
@@ -159,6 +282,7 @@ class DtmSettings(Section):
 
     grpc: Address = "127.0.0.1:36790"
     http: Address = "127.0.0.1:36789"
+    tls: bool = True  # with [tls]: our coordinator speaks it; false for a DTM server, which cannot
     request_timeout_ms: Milliseconds = 5_000
     try_timeout_ms: Annotated[int, Field(gt=0, le=3_000)] = 3_000
     submit_timeout_ms: Milliseconds = 10_000
@@ -167,11 +291,12 @@ class DtmSettings(Section):
     branch_timeout_s: Seconds = 3
 
 
-class CoordinatorSettings(Section):
+class CoordinatorSettings(DatabaseTls):
     """Our own DTM-compatible coordinator."""
 
     grpc: Address = "127.0.0.1:36790"
     http: Address = "127.0.0.1:36789"  # query API, /healthz /readyz /metrics
+    listen: ListenHost | None = None  # unset: the role listens where its addresses say
     database_url: DatabaseUrl = SecretStr("sqlite+aiosqlite:///coordinator.db")
     cron_interval_ms: Milliseconds = 1_000
     branch_timeout_s: Seconds = 3
@@ -184,6 +309,7 @@ class WorkerSettings(Section):
     """The consumer of `seckill-topic`."""
 
     ops: Address = "127.0.0.1:9113"
+    listen: ListenHost | None = None  # unset: the role listens where its addresses say
     batch_max: Annotated[int, Field(gt=0, le=500)] = (
         500  # orders per global transaction; 1: one message, one transaction
     )
@@ -192,6 +318,20 @@ class WorkerSettings(Section):
     inflight_max: Count = 5_000  # orders fetched and not yet committed
     poll_timeout_ms: Milliseconds = 200
     drain_timeout_ms: Milliseconds = 15_000
+
+
+class ReconcileSettings(Section):
+    """What looks after accepted orders and undecided transactions when somebody has died in between."""
+
+    ops: Address = "127.0.0.1:9114"
+    listen: ListenHost | None = None  # unset: the role listens where its addresses say
+    every_ms: Milliseconds = 1_000
+    batch_max: Annotated[int, Field(gt=0, le=500)] = 500  # ledger entries of a product in one look
+    orphan_after_ms: Milliseconds = 60_000  # undecided for so long, a transaction is asked for at its coordinator
+    orphans_max: Annotated[int, Field(gt=0, le=1_000)] = 100  # in one look
+    # From closing admission to reading the stores: longer than any publish takes to reach Kafka, or not.
+    rebuild_wait_ms: Milliseconds = 20_000
+    drain_timeout_ms: Milliseconds = 10_000
 
 
 class RetrySettings(Section):
@@ -226,13 +366,15 @@ class Settings(BaseSettings):
     dtm: DtmSettings = DtmSettings()
     coordinator: CoordinatorSettings = CoordinatorSettings()
     worker: WorkerSettings = WorkerSettings()
+    reconcile: ReconcileSettings = ReconcileSettings()
     retry: RetrySettings = RetrySettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
+    tls: TlsSettings = TlsSettings()
     log: LogSettings = LogSettings()
 
     SECTIONS: ClassVar[tuple[str, ...]] = (
-        "front", "kafka", "redis", "ledger", "product", "order", "dtm", "coordinator", "worker", "retry", "dead_letters",
-        "log",
+        "front", "kafka", "redis", "ledger", "product", "order", "dtm", "coordinator", "worker",
+        "reconcile", "retry", "dead_letters", "tls", "log",
     )  # fmt: skip
 
     @classmethod
@@ -245,6 +387,16 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return env_settings, init_settings
+
+
+def listening(settings: Settings, role: str) -> Settings:
+    """The settings for the role itself: where its section says `listen`, its own addresses have that host."""
+    section = getattr(settings, role)
+    if section.listen is None:
+        return settings
+    dialled = {name: getattr(section, name, None) for name in ("http", "grpc", "branch_grpc", "ops")}
+    own = {name: f"{section.listen}:{address.rpartition(':')[2]}" for name, address in dialled.items() if address}
+    return settings.model_copy(update={role: section.model_copy(update=own)})
 
 
 def embedded_profile() -> str:

@@ -16,11 +16,12 @@ from typing import Any
 
 import structlog
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.exceptions import AuthenticationError, NoScriptError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from seckill.domain.errors import AdmissionUnavailable
+from seckill.security import redis_files
 from seckill.settings import RedisSettings
 
 log = structlog.get_logger(__name__)
@@ -48,12 +49,13 @@ def load_script(name: str) -> Script:
 
 
 class RedisLink:
-    """One bounded pool of connections. Opens nothing before the first `run`."""
+    """One bounded pool of connections. Opens nothing before the first `run`. Raises CertificateProblem when made."""
 
     def __init__(self, settings: RedisSettings) -> None:
         timeout_s = settings.command_timeout_ms / 1_000
         self._pool = BlockingConnectionPool.from_url(
             settings.url.get_secret_value(),
+            **_identity(settings),
             max_connections=settings.connections_max,
             timeout=timeout_s,
             socket_timeout=timeout_s,
@@ -74,7 +76,7 @@ class RedisLink:
         Raises AdmissionUnavailable when any of them failed or nothing was heard: whether they ran is then unknown.
         A lost connection is tried once more, because every command that is sent here may be repeated: orders carry ids
         that were fixed before the call, changes of units carry change ids, the rest sets what it says. After a time-out
-        there is no second try: the caller has waited long enough.
+        there is no second try: the caller has waited long enough; nor after a refused login.
         """
         task = asyncio.create_task(self._run(commands), name="redis-pipeline")
         self._running.add(task)
@@ -119,7 +121,7 @@ class RedisLink:
         texts: list[Command] = [("SCRIPT", "LOAD", script.text) for script in _scripts() if script.sha in load]
         try:
             replies = await self._pipeline([*texts, *commands])
-        except RedisTimeoutError:
+        except (RedisTimeoutError, AuthenticationError):
             raise
         except RedisConnectionError as error:
             log.info("redis_connection_lost", address=self.address, error=str(error))
@@ -135,7 +137,26 @@ class RedisLink:
             return replies
 
 
-SCRIPT_NAMES = ("admit", "settle", "postpone", "park", "claim_due", "warm", "set_state", "change_units")
+def _identity(settings: RedisSettings) -> dict[str, Any]:
+    """Who we are, and whom we trust: what the URL does not say. The URL's own user and password win."""
+    arguments: dict[str, Any] = {}
+    if settings.password is not None:
+        arguments |= {"username": settings.username, "password": settings.password.get_secret_value()}
+    if settings.tls:
+        redis_files(settings).check()
+        arguments |= {
+            "ssl_ca_certs": settings.tls_ca,
+            "ssl_certfile": settings.tls_certificate,
+            "ssl_keyfile": settings.tls_key,
+            "ssl_check_hostname": settings.tls_check_hostname,
+        }
+    return arguments
+
+
+SCRIPT_NAMES = (
+    "admit", "settle", "postpone", "park", "due", "claim", "warm", "set_state", "change_units", "close_for_rebuild",
+    "install_rebuild",
+)  # fmt: skip
 
 
 @cache

@@ -6,6 +6,7 @@ May import SQLAlchemy and the drivers' error types only. Opens nothing by itself
 from __future__ import annotations
 
 import sqlite3
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -32,6 +33,8 @@ BLOB_MAX_BYTES = 2**24 - 1
 LOCK_WAIT_TIMEOUT = 1205
 DEADLOCK = 1213
 
+TOO_MANY_CONNECTIONS, SHUTTING_DOWN, NO_SOCKET, NOT_LISTENING = 1040, 1053, 2002, 2003
+
 _CONNECT_TIMEOUT_S = 5
 _READ_TIMEOUT_S = 10
 _RECYCLE_S = 1_800
@@ -49,18 +52,18 @@ class UnsupportedDialect(Exception):
 # --- engines ---------------------------------------------------------------------------------------------------
 
 
-def create_engine(url: str, *, pool_size: int, lock_wait_s: int) -> AsyncEngine:
+def create_engine(url: str, *, pool_size: int, lock_wait_s: int, tls: ssl.SSLContext | None = None) -> AsyncEngine:
     """An engine for `sqlite+aiosqlite`, `mysql+asyncmy` or `mariadb+asyncmy`. Raises UnsupportedDialect.
 
     Nobody waits longer than `lock_wait_s` for a lock, or for a free connection. On SQLite one connection is used
     whatever `pool_size` says: it has one writer at a time, and a queue in the event loop is fair where its own waiting
-    (sleep and look again) is not.
+    (sleep and look again) is not. With `tls` a connection to MySQL or MariaDB is encrypted, or not made at all.
     """
     name = make_url(url).get_backend_name()
     if name == "sqlite":
         return _sqlite_engine(url, lock_wait_s)
     if name in MYSQL:
-        return _mysql_engine(url, pool_size, lock_wait_s)
+        return _mysql_engine(url, pool_size, lock_wait_s, tls)
     raise UnsupportedDialect(name)
 
 
@@ -105,7 +108,9 @@ def _begin_immediate(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _mysql_engine(url: str, pool_size: int, lock_wait_s: int) -> AsyncEngine:
+def _mysql_engine(url: str, pool_size: int, lock_wait_s: int, tls: ssl.SSLContext | None) -> AsyncEngine:
+    from seckill.dtm.mysql_connection import connect  # noqa: PLC0415 - SQLite needs no asyncmy
+
     return create_async_engine(
         url,
         # Under REPEATABLE READ a plain read does not see the row that made an insert-ignore do nothing.
@@ -115,6 +120,8 @@ def _mysql_engine(url: str, pool_size: int, lock_wait_s: int) -> AsyncEngine:
         pool_timeout=lock_wait_s,
         pool_recycle=_RECYCLE_S,
         connect_args={
+            "async_creator_fn": connect,
+            "ssl": tls,
             "connect_timeout": _CONNECT_TIMEOUT_S,
             "read_timeout": max(_READ_TIMEOUT_S, 2 * lock_wait_s),
             "init_command": f"SET SESSION innodb_lock_wait_timeout={lock_wait_s}, sql_mode='{_SQL_MODE}'",
@@ -135,6 +142,16 @@ def is_transient(error: BaseException) -> bool:
         return bool((code & 0xFF) == sqlite3.SQLITE_BUSY)  # the high bits tell which kind of busy
     arguments: tuple[Any, ...] = getattr(original, "args", ())
     return bool(arguments) and arguments[0] in {LOCK_WAIT_TIMEOUT, DEADLOCK}
+
+
+def is_connection_lost(error: BaseException) -> bool:
+    """Whether the database could not be reached, or the connection broke. A commit that ends so may have happened."""
+    if not isinstance(error, DBAPIError):
+        return False
+    original: Any = error.orig
+    arguments: tuple[Any, ...] = getattr(original, "args", ())
+    unreachable = {TOO_MANY_CONNECTIONS, SHUTTING_DOWN, NO_SOCKET, NOT_LISTENING}
+    return error.connection_invalidated or (bool(arguments) and arguments[0] in unreachable)
 
 
 # --- column types ----------------------------------------------------------------------------------------------

@@ -7,28 +7,36 @@ decided here, and never holds a traceback.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import Counter
-from sqlalchemy import MetaData, text
+from sqlalchemy import text
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from seckill.dtm.barrier import InvalidMetadata, Raced
-from seckill.dtm.database import create_tables, session_factory
+from seckill.dtm.database import session_factory
 from seckill.dtm.errors import MissingMetadata
 from seckill.dtm.protocol import BRANCH_ID, GID, OP, TRANS_TYPE, BranchContext, Metadata
+from seckill.dtm.saga_branch import ActionRefused, ActionTooLate
 from seckill.dtm.tcc_branch import DecisionLost, InvalidRequest, TryMissing, TryRefused, TryTooLate
 
 CONCURRENT_CALLS_MAX = 1_000
 """Calls in one server at a time; above it callers get RESOURCE_EXHAUSTED, which coordinators repeat."""
+
+SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a partner
+    ("grpc.keepalive_time_ms", 300_000),  # a caller that vanished is found out, and its connection closed
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
 
 UNDECIDABLE = Counter(
     "dtm_branch_undecidable_total",
@@ -52,11 +60,11 @@ StatusOf = Callable[[Exception], Status | None]
 """The meaning of a service's own errors; None for one that it does not know."""
 
 
-def branch_context(context: grpc.aio.ServicerContext[Any, Any], *, op: str) -> BranchContext:
-    """Who calls, for a method that serves `op` of TCC branches. Raises MissingMetadata and InvalidMetadata."""
+def branch_context(context: grpc.aio.ServicerContext[Any, Any], *, op: str, trans_type: str = "tcc") -> BranchContext:
+    """Who calls, for a method that serves `op` of one pattern. Raises MissingMetadata and InvalidMetadata."""
     branch = BranchContext.from_metadata(context.invocation_metadata())
-    if branch.trans_type != "tcc":
-        raise InvalidMetadata(TRANS_TYPE, f"{branch.trans_type[:45]!r}, this method serves 'tcc'")
+    if branch.trans_type != trans_type:
+        raise InvalidMetadata(TRANS_TYPE, f"{branch.trans_type[:45]!r}, this method serves {trans_type!r}")
     if branch.op != op:
         raise InvalidMetadata(OP, f"{branch.op[:45]!r}, this method serves {op!r}")
     return branch
@@ -70,21 +78,26 @@ async def serve(
     names: Sequence[str],
     status_of: StatusOf,
     drain_timeout_ms: int,
+    credentials: grpc.ServerCredentials | None = None,
+    only: Collection[str] = (),
 ) -> AsyncIterator[str]:
     """Serves at `host:port` until the block ends; yields the address with the port that was really taken.
+
+    With `credentials` it speaks TLS alone. `only`: the methods (`/pkg.Service/Method`) that are served here, of those
+    that `register` adds; empty: all of them.
 
     `names` are the full names of the services, for the health service. At the end health says NOT_SERVING, no new call
     is taken, and running ones have `drain_timeout_ms` to finish.
     """
     server = grpc.aio.server(
-        interceptors=[_ErrorsToStatuses(status_of)],
-        options=[("grpc.so_reuseport", 0)],  # a second server on the same port is a mistake, not a partner
+        interceptors=[*([_Only(only)] if only else []), _ErrorsToStatuses(status_of)],
+        options=SERVER_OPTIONS,
         maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
     )
     register(server)
     healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs lack `aio`
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    port = server.add_insecure_port(address)
+    port = add_port(server, address, credentials)
     try:
         await asyncio.shield(server.start())  # a start that is cut off half way could not be stopped
         for name in ("", *names):
@@ -96,11 +109,20 @@ async def serve(
 
 
 @dataclass(frozen=True, slots=True)
+class BranchPort:
+    """A second port without TLS, for a coordinator that dials branches in plaintext; it serves these methods only."""
+
+    address: str
+    methods: Collection[str]
+
+
+@dataclass(frozen=True, slots=True)
 class BranchServer:
     """A running service: where it listens, and a check that raises when its database does not answer."""
 
     address: str
     check: Callable[[], Awaitable[None]]
+    branch_address: str | None = None
 
 
 @asynccontextmanager
@@ -109,12 +131,17 @@ async def serve_on_database(
     register: Callable[[grpc.aio.Server, async_sessionmaker[AsyncSession]], None],
     *,
     engine: AsyncEngine,
-    tables: MetaData,
+    require_schema: Callable[[AsyncEngine], Awaitable[None]],
     names: Sequence[str],
     status_of: StatusOf,
     drain_timeout_ms: int,
+    credentials: grpc.ServerCredentials | None = None,
+    branch_port: BranchPort | None = None,
 ) -> AsyncIterator[BranchServer]:
-    """As `serve`, on a database of the service's own: missing tables are made, and the engine is closed at the end."""
+    """As `serve`, on a database of the service's own, whose engine is closed at the end.
+
+    `require_schema` raises when the database is not as the service needs it; then nothing is served.
+    """
     sessions = session_factory(engine)
 
     async def check() -> None:
@@ -122,18 +149,47 @@ async def serve_on_database(
             await session.execute(text("SELECT 1"))
 
     try:
-        await create_tables(engine, tables)
-        async with serve(
-            address,
-            lambda server: register(server, sessions),
+        await require_schema(engine)
+        serve_at = partial(
+            serve,
+            register=lambda server: register(server, sessions),
             names=names,
             status_of=status_of,
             drain_timeout_ms=drain_timeout_ms,
-        ) as bound:
-            log.info("service_serving", services=names, address=bound)
-            yield BranchServer(bound, check)
+        )
+        async with AsyncExitStack() as stack:
+            bound = await stack.enter_async_context(serve_at(address, credentials=credentials))
+            branches = None
+            if branch_port is not None:
+                branches = await stack.enter_async_context(serve_at(branch_port.address, only=branch_port.methods))
+            log.info("service_serving", services=names, address=bound, branch_address=branches)
+            yield BranchServer(bound, check, branches)
     finally:
         await engine.dispose()
+
+
+def add_port(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    """Listens at `host:port`, with TLS if there are credentials; the port that was taken. Raises RuntimeError."""
+    if credentials is None:
+        return server.add_insecure_port(address)
+    return server.add_secure_port(address, credentials)
+
+
+class _Only(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Serves the named methods and the health service; any other is unknown here."""
+
+    def __init__(self, methods: Collection[str]) -> None:
+        self._methods = frozenset(methods)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        method = handler_call_details.method
+        if method in self._methods or method.startswith(f"/{health.SERVICE_NAME}/"):
+            return await continuation(handler_call_details)
+        return None  # type: ignore[return-value]  # gRPC's word for a method that is not there; the stubs forgot it
 
 
 class _ErrorsToStatuses(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
@@ -177,7 +233,7 @@ def _protocol_status(error: Exception) -> Status | None:
             return Status(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         case TryRefused():
             return Status(grpc.StatusCode.ABORTED, str(error), error.trailing)
-        case TryTooLate():
+        case TryTooLate() | ActionRefused() | ActionTooLate():
             return Status(grpc.StatusCode.ABORTED, str(error))
         case DecisionLost() | TryMissing():
             return Status(grpc.StatusCode.FAILED_PRECONDITION, str(error))

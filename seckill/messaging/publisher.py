@@ -6,7 +6,7 @@ A time-out is unknown, never a failure: the record may be in the topic.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import structlog
@@ -15,14 +15,12 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from seckill.domain.errors import PublishUnknown, RecordTooLarge
 from seckill.domain.order import Order
+from seckill.messaging.connection import connection, start
 from seckill.messaging.envelope import Headers, encode
+from seckill.messaging.topics import LETTER_BYTES_MAX, require_topics
 from seckill.settings import KafkaSettings
 
 log = structlog.get_logger()
-
-
-LETTER_BYTES_MAX = 16_384
-"""What a dead letter's headers add to the record that it sets aside, which may be as large as its topic allows."""
 
 
 class Publisher:
@@ -51,10 +49,17 @@ class Publisher:
         except KafkaError as error:
             raise PublishUnknown(self._settings.bootstrap, f"{type(error).__name__}: {error}") from error
 
+    async def require_topics(self, names: Mapping[str, str]) -> None:
+        """Raises TopicMissing, and PublishUnknown when no broker answers; `names` are topics by their settings."""
+        await require_topics(self._producer.client, self._settings.bootstrap, names)
+
     async def check(self) -> None:
         """Raises PublishUnknown when no broker answers."""
         try:
-            await self._producer.client.fetch_all_metadata()
+            async with asyncio.timeout(self._settings.request_timeout_ms / 1000):
+                await self._producer.client.fetch_all_metadata()
+        except TimeoutError as error:
+            raise PublishUnknown(self._settings.bootstrap, "no answer in time") from error
         except KafkaError as error:
             raise PublishUnknown(self._settings.bootstrap, f"{type(error).__name__}: {error}") from error
 
@@ -63,7 +68,7 @@ class Publisher:
 async def open_publisher(settings: KafkaSettings) -> AsyncIterator[Publisher]:
     """A connected publisher; on leaving it sends what is buffered. Raises PublishUnknown when no broker answers."""
     producer = AIOKafkaProducer(
-        bootstrap_servers=settings.bootstrap,
+        **connection(settings),
         acks="all",
         enable_idempotence=True,
         linger_ms=settings.linger_ms,
@@ -71,11 +76,10 @@ async def open_publisher(settings: KafkaSettings) -> AsyncIterator[Publisher]:
         max_request_size=settings.record_bytes_max + LETTER_BYTES_MAX,
     )
     try:
-        async with asyncio.timeout(settings.request_timeout_ms / 1000):
-            await producer.start()
-    except (KafkaError, TimeoutError) as error:
+        await start(producer, settings)
+    except PublishUnknown:
         await _stop(producer)
-        raise PublishUnknown(settings.bootstrap, "no broker answers") from error
+        raise
     try:
         yield Publisher(producer, settings)
     finally:
