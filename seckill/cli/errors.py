@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from seckill.client import FrontUnavailable, Problem
+    from seckill.domain.errors import AdmissionUnavailable, PublishUnknown
     from seckill.dtm.errors import Unavailable
 
 OK = 0
@@ -14,6 +15,9 @@ USAGE = 2  # wrong options or wrong settings
 UNREACHABLE = 3  # something that the command needs does not answer
 INTERRUPTED = 130
 TERMINATED = 143
+
+DETAIL_MAX = 160
+"""Characters of a stranger's answer that are shown."""
 
 
 class CliError(Exception):
@@ -32,21 +36,24 @@ class Unreachable(CliError):
     exit_code = UNREACHABLE
 
 
-def explained(error: Exception) -> tuple[int, str] | None:  # noqa: PLR0911 - one line a kind of error
+def explained(error: Exception) -> tuple[int, str] | None:  # noqa: PLR0911, PLR0912 - one line a kind of error
     """Exit code and line of an error that the layers below raise; None for one that nobody foresaw.
 
     Imports late: the types are needed only once something has failed.
     """
     from seckill.client import FrontUnavailable, Problem
+    from seckill.doctor.start import DatabaseUnavailable
     from seckill.domain.errors import (
         AdmissionUnavailable,
         ConsumerEnded,
         ProductUnavailable,
         PublishUnknown,
         SeckillError,
+        Unfit,
     )
     from seckill.dtm.errors import DtmError, Unavailable
     from seckill.ops import PortInUse
+    from seckill.schema import SchemaLocked, SchemaOutdated
     from seckill.settings import SettingsError
 
     match error:
@@ -54,18 +61,27 @@ def explained(error: Exception) -> tuple[int, str] | None:  # noqa: PLR0911 - on
             return error.exit_code, str(error)
         case SettingsError():
             return USAGE, str(error)
-        case PortInUse():
+        case PortInUse() | SchemaOutdated() | Unfit():
             return UNREACHABLE, str(error)
         case FrontUnavailable():
-            return UNREACHABLE, front_silent(error)
+            return UNREACHABLE, _kept_out(error, error.url) or front_silent(error)
         case Problem():
             return FAILED, f"{error.code}: {error.detail}{_remedy(error)}"
         case Unavailable():
             return UNREACHABLE, coordinator_silent(error)
-        case AdmissionUnavailable() | PublishUnknown() | ProductUnavailable():
+        case AdmissionUnavailable():
+            told = _redis_refusal(error) or _kept_out(error, error.address)
+            return UNREACHABLE, told or _silent(error.address, error.detail, "Redis", "redis.url")
+        case PublishUnknown() if told := _kept_out(error, error.address):
+            return UNREACHABLE, told
+        case PublishUnknown() | ProductUnavailable():
             return UNREACHABLE, _silent(error.address, error.detail, *_NAMES[type(error).__name__])
+        case SchemaLocked():
+            return UNREACHABLE, f"{error}; wait for it, and repeat the command"
         case ConsumerEnded():
             return UNREACHABLE, f"{error}; start the worker again"
+        case DatabaseUnavailable():
+            return UNREACHABLE, f"{error}; {error.remedy}"
         case SeckillError() | DtmError() if error.retryable:
             setting = getattr(error, "setting", "")
             remedy = (
@@ -78,7 +94,6 @@ def explained(error: Exception) -> tuple[int, str] | None:  # noqa: PLR0911 - on
 
 
 _NAMES = {
-    "AdmissionUnavailable": ("Redis", "redis.url"),
     "PublishUnknown": ("Kafka", "kafka.bootstrap"),
     "ProductUnavailable": ("the product service", "product.grpc"),
 }
@@ -88,6 +103,29 @@ _NAMES = {
 def _silent(address: str, detail: str, what: str, setting: str) -> str:
     remedy = f"start it, or name another with {_variable(setting)}"
     return f"{what} does not answer at {address} ({setting}): {detail.rstrip('.')}; {remedy}"
+
+
+def _kept_out(error: FrontUnavailable | AdmissionUnavailable | PublishUnknown, address: str) -> str:
+    """A line for a server that answers and does not let us in; empty for one that does not answer."""
+    from seckill.doctor.access import FRONT, KAFKA, REDIS, refusal
+
+    door = {"AdmissionUnavailable": REDIS, "PublishUnknown": KAFKA, "FrontUnavailable": FRONT}[type(error).__name__]
+    found = refusal(error, door)
+    return f"{door.what} at {address} ({door.setting}): {found.problem}; {found.remedy}" if found else ""
+
+
+def _redis_refusal(error: AdmissionUnavailable) -> str:
+    """A line for who answers in Redis' place, or for a Redis that does not let us in; empty when it is silent."""
+    from redis.exceptions import AuthenticationError, InvalidResponse, NoPermissionError
+
+    match error.__cause__:
+        case AuthenticationError() | NoPermissionError():
+            remedy = "correct user and password there (or redis.username, redis.password), or what the user may do"
+            return f"Redis at {error.address} (redis.url) refuses us: {error.detail.rstrip('.')}; {remedy}"
+        case InvalidResponse():
+            remedy = f"correct {_variable('redis.url')}"
+            return f"something that is no Redis answers at {error.address} (redis.url); {remedy}"
+    return ""
 
 
 def _variable(setting: str) -> str:
@@ -103,11 +141,27 @@ def front_silent(error: FrontUnavailable) -> str:
 
 
 def coordinator_silent(error: Unavailable) -> str:
-    """A line for a coordinator that gave no usable answer."""
+    """A line for a coordinator that gave no usable answer, or for something else that answers in its place."""
+    from http import HTTPStatus
+
+    import aiohttp
+    from grpc import StatusCode
+
     from seckill.client import reason_of
 
-    detail = reason_of(error.__cause__) if isinstance(error.__cause__, OSError | TimeoutError) else error.detail
-    return f"the coordinator does not answer at {error.target} (dtm.http): {detail}; is it started?"
+    correct = f"correct {_variable('dtm.http')} if that is no coordinator"
+    if error.code is StatusCode.UNKNOWN:  # an answer of HTTP, and not DTM's
+        detail = " ".join(error.detail.split())[:DETAIL_MAX]
+        return f"no answer of a coordinator at {error.target} (dtm.http): {detail}; {correct}"
+    match error.__cause__:
+        case aiohttp.ClientResponseError(status=HTTPStatus.BAD_REQUEST) | aiohttp.ServerDisconnectedError():
+            return f"what answers at {error.target} (dtm.http) does not speak HTTP; {correct}"
+        case OSError() | TimeoutError() | aiohttp.ClientError() as cause:
+            detail = reason_of(cause)
+        case _:
+            detail = error.detail
+    remedy = f"start it, or name another with {_variable('dtm.http')}"
+    return f"the coordinator does not answer at {error.target} (dtm.http): {detail}; {remedy}"
 
 
 def _remedy(error: Problem) -> str:

@@ -4,6 +4,7 @@ SeckillError
 ├── InvalidOrder            a record or request that is no order; names the field
 ├── InvalidTransition       a change of a sale that its state or numbers do not allow
 ├── SaleNotFound
+├── Unfit                   a dependency that answers and cannot serve; names setting, address and remedy
 ├── ProductUnavailable*     the product service did not answer, or answered with a transient error
 ├── OrderUnavailable*       the same of the order service
 ├── CoordinatorUnavailable* the same of the coordinator
@@ -64,6 +65,21 @@ class InvalidTransition(SeckillError):
         super().__init__(f"sale {sale_id}: {problem}")
         self.sale_id = sale_id
         self.problem = problem
+
+
+class Unfit(SeckillError):
+    """Something answers that cannot serve the pipeline, and will not by itself: a person has to change it.
+
+    `what` answers at `address`, which comes from `setting`; `problem` and `remedy` are for who mends it.
+    """
+
+    def __init__(self, what: str, address: str, setting: str, problem: str, remedy: str) -> None:
+        super().__init__(f"{what} at {address} ({setting}): {problem}; {remedy}")
+        self.what = what
+        self.address = address
+        self.setting = setting
+        self.problem = problem
+        self.remedy = remedy
 
 
 class SaleNotFound(SeckillError):
