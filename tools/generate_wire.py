@@ -13,7 +13,7 @@ import grpc_tools
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTOS = ("dtmgimp", "order", "product", "seckill")
+PROTOS = ("dtmgimp", "order", "orderclient", "product", "productclient", "seckill")
 INIT = '"""Generated protobuf code; written by `make proto`, never edited."""\n'
 
 

@@ -158,6 +158,11 @@ async def find_order(session: AsyncSession, order_id: bytes) -> StoredOrder | No
     return found[0] if found else None
 
 
+async def orders_of_gid(session: AsyncSession, gid: str) -> list[StoredOrder]:
+    """What a transaction has written, closed ones included."""
+    return await _fetch(session, orders.c.gid == gid)
+
+
 async def orders_of(
     session: AsyncSession, user_id: int, *, limit: int, before: StoredOrder | None = None
 ) -> list[StoredOrder]:

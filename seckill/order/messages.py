@@ -8,8 +8,8 @@ from itertools import islice
 from seckill.domain.order import MAX_ID, derived_order_id, order_id_from_key, order_key
 from seckill.dtm.protocol import BranchContext, Metadata
 from seckill.dtm.tcc_branch import InvalidRequest
-from seckill.order.types import Group, NewOrder, OrderState, StoredOrder
-from seckill.wire import order_pb2
+from seckill.order.types import Group, NewOrder, OrderState, SagaOrder, StoredOrder
+from seckill.wire import order_pb2, orderclient_pb2
 
 ITEMS_MAX = 1_000
 
@@ -33,6 +33,27 @@ def group_of(request: order_pb2.CreateOrderRequest, context: BranchContext) -> G
     sale_id = in_range("sale_id", request.sale_id, low=1)
     price_cents = in_range("price_cents", request.price_cents, low=0)
     return Group(product_id, sale_id, price_cents, _distinct(request.items))
+
+
+def saga_order(request: order_pb2.AddOrderReq | orderclient_pb2.CreateRequest) -> SagaOrder:
+    """The one order of an action. Raises InvalidRequest naming the field.
+
+    `Create` sells one unit at the price that the caller names; its `Status` is read by nobody, as in the article.
+    """
+    if isinstance(request, orderclient_pb2.CreateRequest):
+        return SagaOrder(
+            user_id=in_range("Uid", request.Uid, low=1),
+            product_id=in_range("Pid", request.Pid, low=1),
+            quantity=1,
+            price_cents=in_range("Amount", request.Amount, low=0),
+        )
+    return SagaOrder(
+        user_id=in_range("userid", request.userid, low=1),
+        product_id=in_range("productid", request.productid, low=1),
+        quantity=in_range("quantity", request.quantity, low=1),
+        postage=in_range("postage", request.postage, low=0),
+        receive_address_id=in_range("receiveAddressId", request.receiveAddressId, low=0),
+    )
 
 
 def in_range(field: str, value: int, *, low: int, high: int = MAX_ID) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -19,16 +20,29 @@ from seckill.domain.order import parse_order_id
 from seckill.dtm.barrier import in_transaction
 from seckill.dtm.database import create_engine
 from seckill.dtm.protocol import CANCEL, CONFIRM, TRY
-from seckill.dtm.serving import BranchServer, Status, branch_context, serve_on_database
+from seckill.dtm.serving import BranchPort, BranchServer, Status, branch_context, serve_on_database
 from seckill.dtm.tcc_branch import InvalidRequest
 from seckill.order import branches
 from seckill.order.messages import group_of, in_range, order_message
-from seckill.order.tables import metadata
+from seckill.order.saga_calls import OrderClientService, create_order, revert_order
 from seckill.order.types import StoredOrder
-from seckill.settings import OrderSettings
-from seckill.wire import order_pb2, order_pb2_grpc
+from seckill.schema import require
+from seckill.security import database_context, server_credentials
+from seckill.settings import NO_TLS, OrderSettings, TlsSettings
+from seckill.wire import order_pb2, order_pb2_grpc, orderclient_pb2_grpc
 
-NAMES = ("order.Order",)
+NAMES = ("order.Order", "orderclient.Order")
+
+BRANCH_METHODS = (
+    "/order.Order/CreateOrderCheck",
+    "/order.Order/CreateOrder",
+    "/order.Order/RollbackOrder",
+    "/order.Order/CreateOrderDTM",
+    "/order.Order/CreateOrderDTMRevert",
+    "/orderclient.Order/Create",
+    "/orderclient.Order/CreateRevert",
+)
+"""What a coordinator calls: all that the branch port serves."""
 PAGE_DEFAULT = 50
 PAGE_MAX = 200
 
@@ -45,22 +59,28 @@ class OrderNotFound(Exception):
         self.order_id = order_id
 
 
-def serve_order(settings: OrderSettings) -> AbstractAsyncContextManager[BranchServer]:
-    """Serves until the block ends, then drains. Port 0 takes a free port; missing tables are made."""
+def serve_order(settings: OrderSettings, tls: TlsSettings = NO_TLS) -> AbstractAsyncContextManager[BranchServer]:
+    """Serves until the block ends, then drains. Port 0 takes a free port. Raises SchemaOutdated."""
 
     def register(server: grpc.aio.Server, sessions: Sessions) -> None:
         order_pb2_grpc.add_OrderServicer_to_server(OrderService(sessions), server)
+        orderclient_pb2_grpc.add_OrderServicer_to_server(OrderClientService(sessions), server)
 
     return serve_on_database(
         settings.grpc,
         register,
         engine=create_engine(
-            settings.database_url.get_secret_value(), pool_size=settings.pool_size, lock_wait_s=settings.lock_wait_s
+            settings.database_url.get_secret_value(),
+            pool_size=settings.pool_size,
+            lock_wait_s=settings.lock_wait_s,
+            tls=database_context("order", settings),
         ),
-        tables=metadata,
+        require_schema=partial(require, "order"),
         names=NAMES,
         status_of=status_of,
         drain_timeout_ms=settings.drain_timeout_ms,
+        credentials=server_credentials(tls),
+        branch_port=BranchPort(settings.branch_grpc, BRANCH_METHODS) if settings.branch_grpc else None,
     )
 
 
@@ -101,6 +121,19 @@ class OrderService(order_pb2_grpc.OrderServicer):
         branch = branch_context(context, op=CANCEL)
         await self._run(lambda session: branches.cancel(session, branch, now_ms=_now_ms()))
         return order_pb2.CreateOrderResponse()
+
+    async def CreateOrderDTM(self, request: order_pb2.AddOrderReq, context: Context) -> order_pb2.AddOrderResp:
+        return order_pb2.AddOrderResp(id=await create_order(self._sessions, request, context))
+
+    async def CreateOrderDTMRevert(self, _request: order_pb2.AddOrderReq, context: Context) -> order_pb2.AddOrderResp:
+        await revert_order(self._sessions, context)
+        return order_pb2.AddOrderResp()
+
+    async def OrdersOfGid(self, request: order_pb2.OrdersOfGidRequest, _context: Context) -> order_pb2.OrdersResponse:
+        if not request.gid:
+            raise InvalidRequest("gid", "is empty")
+        found = await self._run(lambda session: branches.orders_of_gid(session, request.gid))
+        return order_pb2.OrdersResponse(orders=map(order_message, found))
 
     async def GetOrderById(self, request: order_pb2.GetOrderByIdRequest, _context: Context) -> order_pb2.OrderItem:
         return order_message(await self._find("id", request.id))

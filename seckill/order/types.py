@@ -33,6 +33,21 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class SagaOrder:
+    """One order on no sale; its id is given by gid and branch. `price_cents` is that of one unit.
+
+    `postage` and `receive_address_id` are the caller's, kept as they came.
+    """
+
+    user_id: int
+    product_id: int
+    quantity: int
+    price_cents: int = 0
+    postage: int | None = None
+    receive_address_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StoredOrder:
     """A row of `orders`."""
 

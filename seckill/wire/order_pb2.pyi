@@ -127,6 +127,76 @@ class CreateOrderResponse(_message.Message):
 Global___CreateOrderResponse: _TypeAlias = CreateOrderResponse  # noqa: Y015
 
 @_typing.final
+class AddOrderReq(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERID_FIELD_NUMBER: _builtins.int
+    PRODUCTID_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    POSTAGE_FIELD_NUMBER: _builtins.int
+    RECEIVEADDRESSID_FIELD_NUMBER: _builtins.int
+    userid: _builtins.int
+    productid: _builtins.int
+    quantity: _builtins.int
+    postage: _builtins.int
+    receiveAddressId: _builtins.int
+    def __init__(
+        self,
+        *,
+        userid: _builtins.int = ...,
+        productid: _builtins.int = ...,
+        quantity: _builtins.int = ...,
+        postage: _builtins.int = ...,
+        receiveAddressId: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["postage", b"postage", "productid", b"productid", "quantity", b"quantity", "receiveAddressId", b"receiveAddressId", "userid", b"userid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddOrderReq: _TypeAlias = AddOrderReq  # noqa: Y015
+
+@_typing.final
+class AddOrderResp(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """<product_id>-<uuid as 32 hex>"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddOrderResp: _TypeAlias = AddOrderResp  # noqa: Y015
+
+@_typing.final
+class OrdersOfGidRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GID_FIELD_NUMBER: _builtins.int
+    gid: _builtins.str
+    def __init__(
+        self,
+        *,
+        gid: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrdersOfGidRequest: _TypeAlias = OrdersOfGidRequest  # noqa: Y015
+
+@_typing.final
 class GetOrderByIdRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -49,6 +49,21 @@ class OrderStub:
                 request_serializer=seckill_dot_wire_dot_order__pb2.CreateOrderRequest.SerializeToString,
                 response_deserializer=seckill_dot_wire_dot_order__pb2.CreateOrderResponse.FromString,
                 _registered_method=True)
+        self.CreateOrderDTM = channel.unary_unary(
+                '/order.Order/CreateOrderDTM',
+                request_serializer=seckill_dot_wire_dot_order__pb2.AddOrderReq.SerializeToString,
+                response_deserializer=seckill_dot_wire_dot_order__pb2.AddOrderResp.FromString,
+                _registered_method=True)
+        self.CreateOrderDTMRevert = channel.unary_unary(
+                '/order.Order/CreateOrderDTMRevert',
+                request_serializer=seckill_dot_wire_dot_order__pb2.AddOrderReq.SerializeToString,
+                response_deserializer=seckill_dot_wire_dot_order__pb2.AddOrderResp.FromString,
+                _registered_method=True)
+        self.OrdersOfGid = channel.unary_unary(
+                '/order.Order/OrdersOfGid',
+                request_serializer=seckill_dot_wire_dot_order__pb2.OrdersOfGidRequest.SerializeToString,
+                response_deserializer=seckill_dot_wire_dot_order__pb2.OrdersResponse.FromString,
+                _registered_method=True)
         self.GetOrderById = channel.unary_unary(
                 '/order.Order/GetOrderById',
                 request_serializer=seckill_dot_wire_dot_order__pb2.GetOrderByIdRequest.SerializeToString,
@@ -84,6 +99,27 @@ class OrderServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateOrderDTM(self, request, context):
+        """Saga: action and compensation of one order on no sale. The same metadata, dtm-trans_type `saga`.
+        An action that cannot be done answers ABORTED. The compensation closes the order of its own gid and branch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateOrderDTMRevert(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OrdersOfGid(self, request, context):
+        """Read-only: the orders that a gid has written.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetOrderById(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -113,6 +149,21 @@ def add_OrderServicer_to_server(servicer, server):
                     servicer.RollbackOrder,
                     request_deserializer=seckill_dot_wire_dot_order__pb2.CreateOrderRequest.FromString,
                     response_serializer=seckill_dot_wire_dot_order__pb2.CreateOrderResponse.SerializeToString,
+            ),
+            'CreateOrderDTM': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateOrderDTM,
+                    request_deserializer=seckill_dot_wire_dot_order__pb2.AddOrderReq.FromString,
+                    response_serializer=seckill_dot_wire_dot_order__pb2.AddOrderResp.SerializeToString,
+            ),
+            'CreateOrderDTMRevert': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateOrderDTMRevert,
+                    request_deserializer=seckill_dot_wire_dot_order__pb2.AddOrderReq.FromString,
+                    response_serializer=seckill_dot_wire_dot_order__pb2.AddOrderResp.SerializeToString,
+            ),
+            'OrdersOfGid': grpc.unary_unary_rpc_method_handler(
+                    servicer.OrdersOfGid,
+                    request_deserializer=seckill_dot_wire_dot_order__pb2.OrdersOfGidRequest.FromString,
+                    response_serializer=seckill_dot_wire_dot_order__pb2.OrdersResponse.SerializeToString,
             ),
             'GetOrderById': grpc.unary_unary_rpc_method_handler(
                     servicer.GetOrderById,
@@ -206,6 +257,87 @@ class Order:
             '/order.Order/RollbackOrder',
             seckill_dot_wire_dot_order__pb2.CreateOrderRequest.SerializeToString,
             seckill_dot_wire_dot_order__pb2.CreateOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateOrderDTM(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/order.Order/CreateOrderDTM',
+            seckill_dot_wire_dot_order__pb2.AddOrderReq.SerializeToString,
+            seckill_dot_wire_dot_order__pb2.AddOrderResp.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateOrderDTMRevert(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/order.Order/CreateOrderDTMRevert',
+            seckill_dot_wire_dot_order__pb2.AddOrderReq.SerializeToString,
+            seckill_dot_wire_dot_order__pb2.AddOrderResp.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OrdersOfGid(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/order.Order/OrdersOfGid',
+            seckill_dot_wire_dot_order__pb2.OrdersOfGidRequest.SerializeToString,
+            seckill_dot_wire_dot_order__pb2.OrdersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,13 @@ class OrderStub:
     """
     CreateOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.CreateOrderRequest, _order_pb2.CreateOrderResponse]
     RollbackOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.CreateOrderRequest, _order_pb2.CreateOrderResponse]
+    CreateOrderDTM: _grpc.UnaryUnaryMultiCallable[_order_pb2.AddOrderReq, _order_pb2.AddOrderResp]
+    """Saga: action and compensation of one order on no sale. The same metadata, dtm-trans_type `saga`.
+    An action that cannot be done answers ABORTED. The compensation closes the order of its own gid and branch.
+    """
+    CreateOrderDTMRevert: _grpc.UnaryUnaryMultiCallable[_order_pb2.AddOrderReq, _order_pb2.AddOrderResp]
+    OrdersOfGid: _grpc.UnaryUnaryMultiCallable[_order_pb2.OrdersOfGidRequest, _order_pb2.OrdersResponse]
+    """Read-only: the orders that a gid has written."""
     GetOrderById: _grpc.UnaryUnaryMultiCallable[_order_pb2.GetOrderByIdRequest, _order_pb2.OrderItem]
     Orders: _grpc.UnaryUnaryMultiCallable[_order_pb2.OrdersRequest, _order_pb2.OrdersResponse]
 
@@ -51,6 +58,13 @@ class OrderAsyncStub(OrderStub):
     """
     CreateOrder: _aio.UnaryUnaryMultiCallable[_order_pb2.CreateOrderRequest, _order_pb2.CreateOrderResponse]  # type: ignore[assignment]
     RollbackOrder: _aio.UnaryUnaryMultiCallable[_order_pb2.CreateOrderRequest, _order_pb2.CreateOrderResponse]  # type: ignore[assignment]
+    CreateOrderDTM: _aio.UnaryUnaryMultiCallable[_order_pb2.AddOrderReq, _order_pb2.AddOrderResp]  # type: ignore[assignment]
+    """Saga: action and compensation of one order on no sale. The same metadata, dtm-trans_type `saga`.
+    An action that cannot be done answers ABORTED. The compensation closes the order of its own gid and branch.
+    """
+    CreateOrderDTMRevert: _aio.UnaryUnaryMultiCallable[_order_pb2.AddOrderReq, _order_pb2.AddOrderResp]  # type: ignore[assignment]
+    OrdersOfGid: _aio.UnaryUnaryMultiCallable[_order_pb2.OrdersOfGidRequest, _order_pb2.OrdersResponse]  # type: ignore[assignment]
+    """Read-only: the orders that a gid has written."""
     GetOrderById: _aio.UnaryUnaryMultiCallable[_order_pb2.GetOrderByIdRequest, _order_pb2.OrderItem]  # type: ignore[assignment]
     Orders: _aio.UnaryUnaryMultiCallable[_order_pb2.OrdersRequest, _order_pb2.OrdersResponse]  # type: ignore[assignment]
 
@@ -78,6 +92,31 @@ class OrderServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.CreateOrderRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_order_pb2.CreateOrderResponse, _abc.Awaitable[_order_pb2.CreateOrderResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CreateOrderDTM(
+        self,
+        request: _order_pb2.AddOrderReq,
+        context: _ServicerContext,
+    ) -> _typing.Union[_order_pb2.AddOrderResp, _abc.Awaitable[_order_pb2.AddOrderResp]]:
+        """Saga: action and compensation of one order on no sale. The same metadata, dtm-trans_type `saga`.
+        An action that cannot be done answers ABORTED. The compensation closes the order of its own gid and branch.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateOrderDTMRevert(
+        self,
+        request: _order_pb2.AddOrderReq,
+        context: _ServicerContext,
+    ) -> _typing.Union[_order_pb2.AddOrderResp, _abc.Awaitable[_order_pb2.AddOrderResp]]: ...
+
+    @_abc_1.abstractmethod
+    def OrdersOfGid(
+        self,
+        request: _order_pb2.OrdersOfGidRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_order_pb2.OrdersResponse, _abc.Awaitable[_order_pb2.OrdersResponse]]:
+        """Read-only: the orders that a gid has written."""
 
     @_abc_1.abstractmethod
     def GetOrderById(

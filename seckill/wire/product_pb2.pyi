@@ -171,6 +171,47 @@ class UpdateProductStockResponse(_message.Message):
 Global___UpdateProductStockResponse: _TypeAlias = UpdateProductStockResponse  # noqa: Y015
 
 @_typing.final
+class DecrStockRequest(_message.Message):
+    """The second article's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NUM_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """of the product"""
+    num: _builtins.int
+    """units"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        num: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "num", b"num"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecrStockRequest: _TypeAlias = DecrStockRequest  # noqa: Y015
+
+@_typing.final
+class DecrStockResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecrStockResponse: _TypeAlias = DecrStockResponse  # noqa: Y015
+
+@_typing.final
 class ReservationsOfGidRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -228,6 +269,122 @@ class ReservationsReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReservationsReply: _TypeAlias = ReservationsReply  # noqa: Y015
+
+@_typing.final
+class ReservationsOfSaleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALE_ID_FIELD_NUMBER: _builtins.int
+    AFTER_USER_ID_FIELD_NUMBER: _builtins.int
+    AFTER_ORDER_ID_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    sale_id: _builtins.int
+    after_user_id: _builtins.int
+    """of the last reservation of the page before; 0 and empty: from the beginning"""
+    after_order_id: _builtins.bytes
+    limit: _builtins.int
+    """1 to 1000"""
+    def __init__(
+        self,
+        *,
+        sale_id: _builtins.int = ...,
+        after_user_id: _builtins.int = ...,
+        after_order_id: _builtins.bytes = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_order_id", b"after_order_id", "after_user_id", b"after_user_id", "limit", b"limit", "sale_id", b"sale_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReservationsOfSaleRequest: _TypeAlias = ReservationsOfSaleRequest  # noqa: Y015
+
+@_typing.final
+class StaleHoldsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OLDER_THAN_MS_FIELD_NUMBER: _builtins.int
+    NEWER_THAN_MS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    older_than_ms: _builtins.int
+    """since its Try"""
+    newer_than_ms: _builtins.int
+    """0: however old"""
+    limit: _builtins.int
+    """branches; 1 to 1000"""
+    def __init__(
+        self,
+        *,
+        older_than_ms: _builtins.int = ...,
+        newer_than_ms: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "newer_than_ms", b"newer_than_ms", "older_than_ms", b"older_than_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StaleHoldsRequest: _TypeAlias = StaleHoldsRequest  # noqa: Y015
+
+@_typing.final
+class StaleHold(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GID_FIELD_NUMBER: _builtins.int
+    BRANCH_ID_FIELD_NUMBER: _builtins.int
+    SALE_ID_FIELD_NUMBER: _builtins.int
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    ORDERS_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    gid: _builtins.str
+    branch_id: _builtins.str
+    sale_id: _builtins.int
+    product_id: _builtins.int
+    orders: _builtins.int
+    units: _builtins.int
+    age_ms: _builtins.int
+    """since its Try"""
+    def __init__(
+        self,
+        *,
+        gid: _builtins.str = ...,
+        branch_id: _builtins.str = ...,
+        sale_id: _builtins.int = ...,
+        product_id: _builtins.int = ...,
+        orders: _builtins.int = ...,
+        units: _builtins.int = ...,
+        age_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "branch_id", b"branch_id", "gid", b"gid", "orders", b"orders", "product_id", b"product_id", "sale_id", b"sale_id", "units", b"units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StaleHold: _TypeAlias = StaleHold  # noqa: Y015
+
+@_typing.final
+class StaleHoldsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___StaleHold]: ...
+    def __init__(
+        self,
+        *,
+        holds: _abc.Iterable[Global___StaleHold] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holds", b"holds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StaleHoldsReply: _TypeAlias = StaleHoldsReply  # noqa: Y015
 
 @_typing.final
 class RejectReservationsRequest(_message.Message):
@@ -290,6 +447,7 @@ class ProductItem(_message.Message):
     CATEID_FIELD_NUMBER: _builtins.int
     PRICE_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
     product_id: _builtins.int
     name: _builtins.str
     description: _builtins.str
@@ -301,6 +459,8 @@ class ProductItem(_message.Message):
     cateid: _builtins.int
     price: _builtins.float
     status: _builtins.int
+    update_time: _builtins.int
+    """Unix seconds: when `stock` last changed"""
     def __init__(
         self,
         *,
@@ -313,10 +473,11 @@ class ProductItem(_message.Message):
         cateid: _builtins.int = ...,
         price: _builtins.float = ...,
         status: _builtins.int = ...,
+        update_time: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cateid", b"cateid", "create_time", b"create_time", "description", b"description", "image_url", b"image_url", "name", b"name", "price", b"price", "product_id", b"product_id", "status", b"status", "stock", b"stock"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cateid", b"cateid", "create_time", b"create_time", "description", b"description", "image_url", b"image_url", "name", b"name", "price", b"price", "product_id", b"product_id", "status", b"status", "stock", b"stock", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,6 +54,16 @@ class ProductStub:
                 request_serializer=seckill_dot_wire_dot_product__pb2.UpdateProductStockRequest.SerializeToString,
                 response_deserializer=seckill_dot_wire_dot_product__pb2.UpdateProductStockResponse.FromString,
                 _registered_method=True)
+        self.DecrStock = channel.unary_unary(
+                '/product.Product/DecrStock',
+                request_serializer=seckill_dot_wire_dot_product__pb2.DecrStockRequest.SerializeToString,
+                response_deserializer=seckill_dot_wire_dot_product__pb2.DecrStockResponse.FromString,
+                _registered_method=True)
+        self.DecrStockRevert = channel.unary_unary(
+                '/product.Product/DecrStockRevert',
+                request_serializer=seckill_dot_wire_dot_product__pb2.DecrStockRequest.SerializeToString,
+                response_deserializer=seckill_dot_wire_dot_product__pb2.DecrStockResponse.FromString,
+                _registered_method=True)
         self.ReservationsOfGid = channel.unary_unary(
                 '/product.Product/ReservationsOfGid',
                 request_serializer=seckill_dot_wire_dot_product__pb2.ReservationsOfGidRequest.SerializeToString,
@@ -63,6 +73,16 @@ class ProductStub:
                 '/product.Product/Reservations',
                 request_serializer=seckill_dot_wire_dot_product__pb2.ReservationsRequest.SerializeToString,
                 response_deserializer=seckill_dot_wire_dot_product__pb2.ReservationsReply.FromString,
+                _registered_method=True)
+        self.ReservationsOfSale = channel.unary_unary(
+                '/product.Product/ReservationsOfSale',
+                request_serializer=seckill_dot_wire_dot_product__pb2.ReservationsOfSaleRequest.SerializeToString,
+                response_deserializer=seckill_dot_wire_dot_product__pb2.ReservationsReply.FromString,
+                _registered_method=True)
+        self.StaleHolds = channel.unary_unary(
+                '/product.Product/StaleHolds',
+                request_serializer=seckill_dot_wire_dot_product__pb2.StaleHoldsRequest.SerializeToString,
+                response_deserializer=seckill_dot_wire_dot_product__pb2.StaleHoldsReply.FromString,
                 _registered_method=True)
         self.RejectReservations = channel.unary_unary(
                 '/product.Product/RejectReservations',
@@ -99,6 +119,20 @@ class ProductServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DecrStock(self, request, context):
+        """Saga: action and compensation on units that are on no sale. The same metadata, dtm-trans_type `saga`.
+        An action that cannot be done answers ABORTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecrStockRevert(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReservationsOfGid(self, request, context):
         """Read-only: the reservations that a gid holds or ended.
         """
@@ -108,6 +142,20 @@ class ProductServicer:
 
     def Reservations(self, request, context):
         """Read-only: the reservations of these orders; an order without a row is absent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReservationsOfSale(self, request, context):
+        """Read-only: every reservation of a sale, in pages, by buyer and order id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StaleHolds(self, request, context):
+        """Read-only: the branches that hold units of a sale and are undecided since long ago, oldest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,6 +191,16 @@ def add_ProductServicer_to_server(servicer, server):
                     request_deserializer=seckill_dot_wire_dot_product__pb2.UpdateProductStockRequest.FromString,
                     response_serializer=seckill_dot_wire_dot_product__pb2.UpdateProductStockResponse.SerializeToString,
             ),
+            'DecrStock': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecrStock,
+                    request_deserializer=seckill_dot_wire_dot_product__pb2.DecrStockRequest.FromString,
+                    response_serializer=seckill_dot_wire_dot_product__pb2.DecrStockResponse.SerializeToString,
+            ),
+            'DecrStockRevert': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecrStockRevert,
+                    request_deserializer=seckill_dot_wire_dot_product__pb2.DecrStockRequest.FromString,
+                    response_serializer=seckill_dot_wire_dot_product__pb2.DecrStockResponse.SerializeToString,
+            ),
             'ReservationsOfGid': grpc.unary_unary_rpc_method_handler(
                     servicer.ReservationsOfGid,
                     request_deserializer=seckill_dot_wire_dot_product__pb2.ReservationsOfGidRequest.FromString,
@@ -152,6 +210,16 @@ def add_ProductServicer_to_server(servicer, server):
                     servicer.Reservations,
                     request_deserializer=seckill_dot_wire_dot_product__pb2.ReservationsRequest.FromString,
                     response_serializer=seckill_dot_wire_dot_product__pb2.ReservationsReply.SerializeToString,
+            ),
+            'ReservationsOfSale': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReservationsOfSale,
+                    request_deserializer=seckill_dot_wire_dot_product__pb2.ReservationsOfSaleRequest.FromString,
+                    response_serializer=seckill_dot_wire_dot_product__pb2.ReservationsReply.SerializeToString,
+            ),
+            'StaleHolds': grpc.unary_unary_rpc_method_handler(
+                    servicer.StaleHolds,
+                    request_deserializer=seckill_dot_wire_dot_product__pb2.StaleHoldsRequest.FromString,
+                    response_serializer=seckill_dot_wire_dot_product__pb2.StaleHoldsReply.SerializeToString,
             ),
             'RejectReservations': grpc.unary_unary_rpc_method_handler(
                     servicer.RejectReservations,
@@ -278,6 +346,60 @@ class Product:
             _registered_method=True)
 
     @staticmethod
+    def DecrStock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/product.Product/DecrStock',
+            seckill_dot_wire_dot_product__pb2.DecrStockRequest.SerializeToString,
+            seckill_dot_wire_dot_product__pb2.DecrStockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecrStockRevert(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/product.Product/DecrStockRevert',
+            seckill_dot_wire_dot_product__pb2.DecrStockRequest.SerializeToString,
+            seckill_dot_wire_dot_product__pb2.DecrStockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ReservationsOfGid(request,
             target,
             options=(),
@@ -321,6 +443,60 @@ class Product:
             '/product.Product/Reservations',
             seckill_dot_wire_dot_product__pb2.ReservationsRequest.SerializeToString,
             seckill_dot_wire_dot_product__pb2.ReservationsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReservationsOfSale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/product.Product/ReservationsOfSale',
+            seckill_dot_wire_dot_product__pb2.ReservationsOfSaleRequest.SerializeToString,
+            seckill_dot_wire_dot_product__pb2.ReservationsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StaleHolds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/product.Product/StaleHolds',
+            seckill_dot_wire_dot_product__pb2.StaleHoldsRequest.SerializeToString,
+            seckill_dot_wire_dot_product__pb2.StaleHoldsReply.FromString,
             options,
             channel_credentials,
             insecure,

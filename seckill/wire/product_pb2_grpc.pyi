@@ -38,10 +38,19 @@ class ProductStub:
     """TCC: Try, Confirm, Cancel of branch 01. Metadata dtm-gid, dtm-trans_type, dtm-branch_id, dtm-op is required."""
     UpdateProductStock: _grpc.UnaryUnaryMultiCallable[_product_pb2.UpdateProductStockRequest, _product_pb2.UpdateProductStockResponse]
     RollbackProductStock: _grpc.UnaryUnaryMultiCallable[_product_pb2.UpdateProductStockRequest, _product_pb2.UpdateProductStockResponse]
+    DecrStock: _grpc.UnaryUnaryMultiCallable[_product_pb2.DecrStockRequest, _product_pb2.DecrStockResponse]
+    """Saga: action and compensation on units that are on no sale. The same metadata, dtm-trans_type `saga`.
+    An action that cannot be done answers ABORTED.
+    """
+    DecrStockRevert: _grpc.UnaryUnaryMultiCallable[_product_pb2.DecrStockRequest, _product_pb2.DecrStockResponse]
     ReservationsOfGid: _grpc.UnaryUnaryMultiCallable[_product_pb2.ReservationsOfGidRequest, _product_pb2.ReservationsReply]
     """Read-only: the reservations that a gid holds or ended."""
     Reservations: _grpc.UnaryUnaryMultiCallable[_product_pb2.ReservationsRequest, _product_pb2.ReservationsReply]
     """Read-only: the reservations of these orders; an order without a row is absent."""
+    ReservationsOfSale: _grpc.UnaryUnaryMultiCallable[_product_pb2.ReservationsOfSaleRequest, _product_pb2.ReservationsReply]
+    """Read-only: every reservation of a sale, in pages, by buyer and order id."""
+    StaleHolds: _grpc.UnaryUnaryMultiCallable[_product_pb2.StaleHoldsRequest, _product_pb2.StaleHoldsReply]
+    """Read-only: the branches that hold units of a sale and are undecided since long ago, oldest first."""
     RejectReservations: _grpc.UnaryUnaryMultiCallable[_product_pb2.RejectReservationsRequest, _product_pb2.ReservationsReply]
     """Writes `rejected(reason)`, only over `released` or no row; answers what then stands."""
 
@@ -53,10 +62,19 @@ class ProductAsyncStub(ProductStub):
     """TCC: Try, Confirm, Cancel of branch 01. Metadata dtm-gid, dtm-trans_type, dtm-branch_id, dtm-op is required."""
     UpdateProductStock: _aio.UnaryUnaryMultiCallable[_product_pb2.UpdateProductStockRequest, _product_pb2.UpdateProductStockResponse]  # type: ignore[assignment]
     RollbackProductStock: _aio.UnaryUnaryMultiCallable[_product_pb2.UpdateProductStockRequest, _product_pb2.UpdateProductStockResponse]  # type: ignore[assignment]
+    DecrStock: _aio.UnaryUnaryMultiCallable[_product_pb2.DecrStockRequest, _product_pb2.DecrStockResponse]  # type: ignore[assignment]
+    """Saga: action and compensation on units that are on no sale. The same metadata, dtm-trans_type `saga`.
+    An action that cannot be done answers ABORTED.
+    """
+    DecrStockRevert: _aio.UnaryUnaryMultiCallable[_product_pb2.DecrStockRequest, _product_pb2.DecrStockResponse]  # type: ignore[assignment]
     ReservationsOfGid: _aio.UnaryUnaryMultiCallable[_product_pb2.ReservationsOfGidRequest, _product_pb2.ReservationsReply]  # type: ignore[assignment]
     """Read-only: the reservations that a gid holds or ended."""
     Reservations: _aio.UnaryUnaryMultiCallable[_product_pb2.ReservationsRequest, _product_pb2.ReservationsReply]  # type: ignore[assignment]
     """Read-only: the reservations of these orders; an order without a row is absent."""
+    ReservationsOfSale: _aio.UnaryUnaryMultiCallable[_product_pb2.ReservationsOfSaleRequest, _product_pb2.ReservationsReply]  # type: ignore[assignment]
+    """Read-only: every reservation of a sale, in pages, by buyer and order id."""
+    StaleHolds: _aio.UnaryUnaryMultiCallable[_product_pb2.StaleHoldsRequest, _product_pb2.StaleHoldsReply]  # type: ignore[assignment]
+    """Read-only: the branches that hold units of a sale and are undecided since long ago, oldest first."""
     RejectReservations: _aio.UnaryUnaryMultiCallable[_product_pb2.RejectReservationsRequest, _product_pb2.ReservationsReply]  # type: ignore[assignment]
     """Writes `rejected(reason)`, only over `released` or no row; answers what then stands."""
 
@@ -91,6 +109,23 @@ class ProductServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_product_pb2.UpdateProductStockResponse, _abc.Awaitable[_product_pb2.UpdateProductStockResponse]]: ...
 
     @_abc_1.abstractmethod
+    def DecrStock(
+        self,
+        request: _product_pb2.DecrStockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_product_pb2.DecrStockResponse, _abc.Awaitable[_product_pb2.DecrStockResponse]]:
+        """Saga: action and compensation on units that are on no sale. The same metadata, dtm-trans_type `saga`.
+        An action that cannot be done answers ABORTED.
+        """
+
+    @_abc_1.abstractmethod
+    def DecrStockRevert(
+        self,
+        request: _product_pb2.DecrStockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_product_pb2.DecrStockResponse, _abc.Awaitable[_product_pb2.DecrStockResponse]]: ...
+
+    @_abc_1.abstractmethod
     def ReservationsOfGid(
         self,
         request: _product_pb2.ReservationsOfGidRequest,
@@ -105,6 +140,22 @@ class ProductServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_product_pb2.ReservationsReply, _abc.Awaitable[_product_pb2.ReservationsReply]]:
         """Read-only: the reservations of these orders; an order without a row is absent."""
+
+    @_abc_1.abstractmethod
+    def ReservationsOfSale(
+        self,
+        request: _product_pb2.ReservationsOfSaleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_product_pb2.ReservationsReply, _abc.Awaitable[_product_pb2.ReservationsReply]]:
+        """Read-only: every reservation of a sale, in pages, by buyer and order id."""
+
+    @_abc_1.abstractmethod
+    def StaleHolds(
+        self,
+        request: _product_pb2.StaleHoldsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_product_pb2.StaleHoldsReply, _abc.Awaitable[_product_pb2.StaleHoldsReply]]:
+        """Read-only: the branches that hold units of a sale and are undecided since long ago, oldest first."""
 
     @_abc_1.abstractmethod
     def RejectReservations(
