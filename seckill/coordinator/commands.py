@@ -182,9 +182,12 @@ class Finish:
     gid: str
     only_from: Status
     to: Status
+    last: BranchOp | None = None  # the operation that answered OK last, if that is not written yet
     needs_branches: ClassVar[bool] = False
 
     def apply(self, known: Known) -> bool:
+        if self.last is not None:
+            known.done_branches.append(replace(self.last, status=Status.SUCCEED, finished_ms=now_ms()))
         transaction = known.transaction
         if transaction is None or transaction.status is not self.only_from:
             return False

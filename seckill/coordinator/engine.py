@@ -194,6 +194,11 @@ class Coordinator:
         """Decides: roll back. May be repeated while branches are being cancelled."""
         await self._to_the_end(self._abort(gid, trans_type, reason[:REASON_LENGTH_MAX]))
 
+    @property
+    def store_kind(self) -> str:
+        """What the log is kept in: `sqlite`, `mysql` or `mariadb`."""
+        return self._store.kind
+
     async def find(self, gid: str) -> tuple[Transaction, list[BranchOp]] | None:
         return await self._store.find(gid)
 
@@ -344,7 +349,10 @@ class Coordinator:
 
     async def _call_branches(self, decided: Decided, options: TransOptions) -> Refusal | None:
         transaction = decided.transaction
+        last: BranchOp | None = None  # has answered OK, which is not written yet: the last one goes with the end
         for branch in PATTERNS[transaction.trans_type].remaining(transaction.status, decided.branches):
+            if last is not None and not await self._still_ours(transaction, last, options):
+                return refusals.still_ongoing()
             began = time.monotonic()
             timeout_ms = self._timing.timeout_ms(options)
             match await self._dispatch.call(transaction, branch, options, timeout_ms=timeout_ms):
@@ -354,13 +362,18 @@ class Coordinator:
                 case Succeeded():
                     took_ms = int(1_000 * (time.monotonic() - began))
                     interval_s = self._timing.interval_after_success_s(transaction, options, took_ms)
-                    done = BranchDone(branch, self.owner, self._timing.lease_ms(options), interval_s)
-                    if not await self._store.write(done):
-                        log.warning("transaction_taken_over", branch_id=branch.branch_id, op=branch.op)
-                        return refusals.still_ongoing()
                     transaction = replace(transaction, next_cron_interval_s=interval_s)
-        await self._finish(transaction)
+                    last = branch
+        await self._finish(transaction, last)
         return None
+
+    async def _still_ours(self, transaction: Transaction, done: BranchOp, options: TransOptions) -> bool:
+        """Writes that an operation has answered OK, before the next one is called; the lease is renewed with it."""
+        lease_ms = self._timing.lease_ms(options)
+        ours = await self._store.write(BranchDone(done, self.owner, lease_ms, transaction.next_cron_interval_s))
+        if not ours:
+            log.warning("transaction_taken_over", branch_id=done.branch_id, op=done.op)
+        return ours
 
     async def _postpone(self, transaction: Transaction, branch: BranchOp, unfinished: Unfinished) -> None:
         """Until the next attempt: the pause stays when the branch asked for time, and doubles when it failed."""
@@ -375,9 +388,9 @@ class Coordinator:
         )
         await self._store.write(Postpone(transaction.gid, self.owner, 1_000 * interval_s, interval_s))
 
-    async def _finish(self, transaction: Transaction) -> None:
+    async def _finish(self, transaction: Transaction, last: BranchOp | None) -> None:
         to = Status.SUCCEED if transaction.status is Status.SUBMITTED else Status.FAILED
-        if await self._store.write(Finish(transaction.gid, transaction.status, to)):
+        if await self._store.write(Finish(transaction.gid, transaction.status, to, last)):
             TRANSACTIONS.labels(trans_type=transaction.trans_type, status=to).inc()
             log.info("transaction_finished", status=to.value)
 

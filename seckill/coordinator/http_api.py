@@ -10,6 +10,7 @@ import base64
 import functools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Any
 
 from starlette.applications import Starlette
@@ -33,6 +34,7 @@ def coordinator_app(coordinator: Coordinator, extra_routes: Sequence[BaseRoute] 
         "/api/dtmsvr/all": _all,
         "/api/dtmsvr/newGid": _new_gid,
         "/api/dtmsvr/resetCronTime": _reset_cron_time,
+        "/api/dtmsvr/version": _version,
     }
     own = [Route(path, functools.partial(_served, coordinator, handler)) for path, handler in handlers.items()]
     return Starlette(routes=[*extra_routes, *own])
@@ -92,6 +94,11 @@ async def _reset_cron_time(coordinator: Coordinator, request: Request) -> Respon
     limit = _number(request, "limit", PAGE_DEFAULT, highest=PAGE_MAX)
     count = await coordinator.reset_cron(later_than_s=_optional_number(request, "timeout"), limit=limit)
     return JSONResponse({"has_remaining": count == limit, "succeed_count": count})
+
+
+async def _version(coordinator: Coordinator, _request: Request) -> Response:
+    """DTM's answer has the version only; what ours stores in is worth knowing as well."""
+    return JSONResponse({"version": f"seckill {version('seckill')}", "store": coordinator.store_kind})
 
 
 def _number(request: Request, name: str, default: int, *, highest: int) -> int:

@@ -16,7 +16,8 @@ from seckill.coordinator.store import OnWrite, Store
 from seckill.dtm.channels import Channels
 from seckill.dtm.serving import serve
 from seckill.ops import Readiness, ops_routes, serve_http
-from seckill.settings import CoordinatorSettings
+from seckill.security import channel_credentials, database_context, server_credentials
+from seckill.settings import NO_TLS, CoordinatorSettings, TlsSettings
 from seckill.wire.dtmgimp_pb2_grpc import add_DtmServicer_to_server
 
 log = structlog.get_logger(__name__)
@@ -35,12 +36,14 @@ class ServedCoordinator:
 async def serve_coordinator(
     settings: CoordinatorSettings,
     *,
+    tls: TlsSettings = NO_TLS,
     extra_routes: Sequence[BaseRoute] = (),
     on_write: OnWrite | None = None,
 ) -> AsyncIterator[ServedCoordinator]:
     """Serves until the context is left; then no new requests, the branch calls under way end, the log is closed.
 
-    Port 0 takes a free one. `extra_routes` are HTTP routes beside DTM's.
+    Port 0 takes a free one. With `tls` it serves gRPC and dials branches with it; HTTP stays plain, by design.
+    `extra_routes` are HTTP routes beside DTM's.
     """
     timing = Timing(
         branch_timeout_s=settings.branch_timeout_s,
@@ -49,8 +52,10 @@ async def serve_coordinator(
         cron_interval_ms=settings.cron_interval_ms,
     )
     async with AsyncExitStack() as stack:
-        channels = await stack.enter_async_context(Channels())
-        store = await stack.enter_async_context(Store(settings.database_url.get_secret_value(), on_write=on_write))
+        channels = await stack.enter_async_context(Channels(channel_credentials(tls)))
+        context = database_context("coordinator", settings)
+        url = settings.database_url.get_secret_value()
+        store = await stack.enter_async_context(Store(url, on_write=on_write, tls=context))
         coordinator = await stack.enter_async_context(
             Coordinator(store, channels, timing, drain_timeout_ms=settings.drain_timeout_ms)
         )
@@ -64,6 +69,7 @@ async def serve_coordinator(
                 names=["dtmgimp.Dtm"],
                 status_of=status_of,
                 drain_timeout_ms=settings.drain_timeout_ms,
+                credentials=server_credentials(tls),
             )
         )
         log.info("coordinator_serving", grpc=grpc_address, http=http_address)

@@ -1,21 +1,35 @@
 """The durable log of transactions: many small writes share one commit, reads go past them.
 
-A write returns when it is on disk. Whoever waits while a commit is under way goes into the next one together.
-Only this module and `tables.py` talk to the database.
+A write returns when it is on disk. Whoever waits while a commit is under way goes into the next one together, so a
+batch costs a handful of statements whatever its size. Only this module and `tables.py` talk to the database.
+
+On MySQL and MariaDB the transactions of a batch are locked first, in the order of their gids, under READ COMMITTED:
+what is read after that is what other coordinators have committed. As long as no COMMIT was sent, a deadlock, a lock
+that was not got or a lost connection means that nothing was written, and the batch is done again from its beginning.
+A COMMIT whose answer is lost is another matter: nobody knows, its callers are told so, and the log itself has the
+truth. A decision that was written is then carried out by a cron run, once the lease in it has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+import ssl
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import cache
 from typing import Any, Literal, Self, TypeVar
 
 import structlog
-from sqlalchemy import Row, Select, bindparam, func, insert, select, update
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy import Row, Select, TextClause, bindparam, func, insert, select, text, tuple_, update
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from seckill.coordinator.commands import Command, Known
 from seckill.coordinator.state import (
@@ -28,12 +42,14 @@ from seckill.coordinator.state import (
     options_from_json,
     options_to_json,
 )
-from seckill.coordinator.tables import branches, metadata, transactions
-from seckill.dtm.database import create_engine, create_tables, is_transient
+from seckill.coordinator.tables import branches, transactions
+from seckill.dtm.database import MYSQL, create_engine, is_connection_lost, is_transient
+from seckill.schema import require
 
 BATCH_MAX = 100  # commands per commit; also the length of IN lists, which MariaDB scans for when they grow past 200
 QUEUE_MAX = 10_000
 ATTEMPTS_MAX = 8
+RETRY_S = 7  # when the first attempts end is no new one begun: enough for two lock time-outs
 LOCK_WAIT_S = 3
 POOL_SIZE = 4
 
@@ -46,21 +62,29 @@ log = structlog.get_logger(__name__)
 
 
 class StoreUnavailable(Exception):
-    """The database did not answer as it must. Whether the write took effect is unknown."""
+    """The database did not answer as it must."""
+
+
+class OutcomeUnknown(StoreUnavailable):
+    """Nobody knows whether the write took effect. The same request may be made again: it finds what is there."""
 
 
 class Store:
-    """The log in one database. An asynchronous context manager: makes its tables, and ends its last commit."""
+    """The log in one database. An asynchronous context manager: raises SchemaOutdated, and ends its last commit."""
 
-    def __init__(self, url: str, *, on_write: OnWrite | None = None) -> None:
-        self._engine = create_engine(url, pool_size=POOL_SIZE, lock_wait_s=LOCK_WAIT_S)
+    def __init__(self, url: str, *, on_write: OnWrite | None = None, tls: ssl.SSLContext | None = None) -> None:
+        self._engine = create_engine(url, pool_size=POOL_SIZE, lock_wait_s=LOCK_WAIT_S, tls=tls)
         self._on_write: OnWrite = on_write or (lambda moment, names: None)
         self._queue: asyncio.Queue[tuple[Command[Any], asyncio.Future[Any]] | None] = asyncio.Queue(QUEUE_MAX)
         self._writer: asyncio.Task[None] | None = None
         self._closing = False
 
     async def __aenter__(self) -> Self:
-        await create_tables(self._engine, metadata)
+        try:
+            await require("coordinator", self._engine)
+        except BaseException:
+            await self._engine.dispose()
+            raise
         self._writer = asyncio.create_task(self._write_batches(), name="coordinator-log")
         return self
 
@@ -70,6 +94,11 @@ class Store:
             await self._queue.put(None)
             await self._writer
         await self._engine.dispose()
+
+    @property
+    def kind(self) -> str:
+        """`sqlite`, `mysql` or `mariadb`."""
+        return self._engine.dialect.name
 
     async def write(self, command: Command[T]) -> T:
         """Applies one command; returns its outcome once it is durable. Raises StoreUnavailable."""
@@ -82,11 +111,13 @@ class Store:
     # Reads; each raises StoreUnavailable
 
     async def find(self, gid: str) -> tuple[Transaction, list[BranchOp]] | None:
-        async with self._reading() as connection:
+        async def read(connection: AsyncConnection) -> tuple[Transaction, list[BranchOp]] | None:
             row = (await connection.execute(select(transactions).where(transactions.c.gid == gid))).one_or_none()
             if row is None:
                 return None
             return _transaction(row), (await _read_branches(connection, [gid])).get(gid, [])
+
+        return await self._read(read)
 
     async def page(
         self,
@@ -110,36 +141,46 @@ class Store:
             query = query.where(transactions.c.created_ms >= created_from_ms)
         if created_to_ms is not None:
             query = query.where(transactions.c.created_ms <= created_to_ms)
-        return await self._read(query)
+        return await self._read_transactions(query)
 
     async def due(self, *, limit: int) -> list[Transaction]:
         """Unfinished transactions whose cron time has come, longest due first."""
         at = transactions.c.next_cron_ms
-        return await self._read(_unfinished().where(at <= now_ms()).order_by(at).limit(limit))
+        return await self._read_transactions(_unfinished().where(at <= now_ms()).order_by(at).limit(limit))
 
     async def later(self, *, after_ms: int, limit: int) -> list[Transaction]:
         """Unfinished transactions whose cron time is more than `after_ms` ahead."""
         at = transactions.c.next_cron_ms
-        return await self._read(_unfinished().where(at > now_ms() + after_ms).order_by(at.desc()).limit(limit))
+        waiting = _unfinished().where(at > now_ms() + after_ms)
+        return await self._read_transactions(waiting.order_by(at.desc()).limit(limit))
 
     async def stuck(self, *, older_than_ms: int) -> int:
         """How many decided transactions are still not finished after that time."""
         query = select(func.count()).select_from(transactions)
         query = query.where(transactions.c.status.in_(DECIDED), transactions.c.created_ms < now_ms() - older_than_ms)
-        async with self._reading() as connection:
+
+        async def read(connection: AsyncConnection) -> int:
             return (await connection.execute(query)).scalar_one()
 
-    async def _read(self, query: Select[Any]) -> list[Transaction]:
-        async with self._reading() as connection:
+        return await self._read(read)
+
+    async def _read_transactions(self, query: Select[Any]) -> list[Transaction]:
+        async def read(connection: AsyncConnection) -> list[Transaction]:
             return [_transaction(row) for row in (await connection.execute(query)).all()]
 
-    @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[AsyncConnection]:
+        return await self._read(read)
+
+    async def _read(self, read: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Once more when the connection was lost: a database that came back is found through new connections only."""
+        attempts = AsyncRetrying(retry=retry_if_exception(is_connection_lost), stop=stop_after_attempt(2), reraise=True)
         try:
-            async with self._engine.connect() as connection:
-                yield connection
+            async for attempt in attempts:
+                with attempt:
+                    async with self._engine.connect() as connection:
+                        return await read(connection)
         except (SQLAlchemyError, OSError) as error:
             raise StoreUnavailable(repr(error)) from error
+        raise AssertionError("the last attempt returns or raises")
 
     # Writes
 
@@ -160,22 +201,27 @@ class Store:
     async def _write_batch(self, batch: Sequence[tuple[Command[Any], asyncio.Future[Any]]]) -> None:
         try:
             outcomes = await self._commit([command for command, _ in batch])
+        except OutcomeUnknown as error:
+            log.warning("log_commit_unanswered", commands=len(batch), error=str(error))
+            outcomes = [error] * len(batch)
         except Exception as error:  # whatever it was, every caller is answered and the next batch gets its turn
-            log.exception("log_write_failed", commands=len(batch))
-            if len(batch) > 1:  # one of them may be what the database does not take: each on its own
-                for entry in batch:
-                    await self._write_batch([entry])
-                return
-            _settle(batch[0][1], StoreUnavailable(repr(error)))
-            return
+            outcomes = [StoreUnavailable(f"nothing was written: {error!r}")] * len(batch)
+            if is_connection_lost(error) or isinstance(error, PoolTimeout):
+                log.warning("log_unreachable", commands=len(batch), error=repr(error))
+            else:
+                log.exception("log_write_failed", commands=len(batch))
+                if len(batch) > 1:  # one of them may be what the database does not take: each on its own
+                    for entry in batch:
+                        await self._write_batch([entry])
+                    return
         for (_, future), outcome in zip(batch, outcomes, strict=True):
             _settle(future, outcome)
 
     async def _commit(self, commands: Sequence[Command[Any]]) -> list[Any]:
         names = tuple(type(command).__name__ for command in commands)
         attempts = AsyncRetrying(
-            retry=retry_if_exception(_is_conflict),
-            stop=stop_after_attempt(ATTEMPTS_MAX),
+            retry=retry_if_exception(_can_be_repeated),
+            stop=stop_after_attempt(ATTEMPTS_MAX) | stop_after_delay(RETRY_S),
             wait=wait_random_exponential(multiplier=0.01, max=1),
             reraise=True,
         )
@@ -184,7 +230,7 @@ class Store:
                 async with self._engine.connect() as connection:
                     outcomes = await _apply(connection, commands)
                     self._on_write("before", names)
-                    await connection.commit()
+                    await _commit(connection)
                     self._on_write("after", names)
         return outcomes
 
@@ -198,9 +244,19 @@ def _settle(future: asyncio.Future[Any], outcome: object) -> None:
         future.set_result(outcome)
 
 
-def _is_conflict(error: BaseException) -> bool:
-    """Another writer was there: nothing of ours was written, and a second look will see what it did."""
-    return isinstance(error, IntegrityError) or is_transient(error)
+def _can_be_repeated(error: BaseException) -> bool:
+    """Nothing was written: another writer was there, whom a second look will see, or the connection broke before."""
+    return isinstance(error, IntegrityError) or is_transient(error) or is_connection_lost(error)
+
+
+async def _commit(connection: AsyncConnection) -> None:
+    """Raises OutcomeUnknown when it is not certain that nothing was written."""
+    try:
+        await connection.commit()
+    except (DBAPIError, OSError) as error:
+        if is_transient(error):  # rolled back, says the database itself
+            raise
+        raise OutcomeUnknown(f"the commit was not answered: {error!r}") from error
 
 
 async def _apply(connection: AsyncConnection, commands: Sequence[Command[Any]]) -> list[Any]:
@@ -213,13 +269,18 @@ async def _apply(connection: AsyncConnection, commands: Sequence[Command[Any]]) 
 async def _look(connection: AsyncConnection, commands: Sequence[Command[Any]]) -> dict[str, Known]:
     """Locks and reads the transactions of the batch, in the order of their gids, so that two never deadlock."""
     known = {gid: Known() for gid in sorted({command.gid for command in commands})}
-    query = select(transactions).where(transactions.c.gid.in_(known)).order_by(transactions.c.gid)
-    for row in (await connection.execute(query.with_for_update())).all():
+    for row in (await connection.execute(_LOCKED, {"gids": list(known)})).all():
         known[row.gid].transaction = _transaction(row)
     wanted = sorted({command.gid for command in commands if command.needs_branches and known[command.gid].transaction})
     for gid, found in (await _read_branches(connection, wanted)).items():
         known[gid].branches = found
     return known
+
+
+_LOCKED = select(transactions).where(transactions.c.gid.in_(bindparam("gids", expanding=True)))
+_LOCKED = _LOCKED.order_by(transactions.c.gid).with_for_update()
+for _dialect in MYSQL:  # on a small table it might read every row, and so wait for locks that it does not want
+    _LOCKED = _LOCKED.with_hint(transactions, "FORCE INDEX (coordinator_transaction_gid)", _dialect)
 
 
 async def _read_branches(connection: AsyncConnection, gids: Sequence[str]) -> dict[str, list[BranchOp]]:
@@ -238,31 +299,46 @@ async def _write(connection: AsyncConnection, known: Collection[Known]) -> None:
         await connection.execute(insert(transactions), inserted)
     changed = [each.transaction for each in known if each.changed and not each.inserted and each.transaction]
     if changed:
-        await connection.execute(_UPDATE_TRANSACTION, [_transaction_changes(each) for each in changed])
+        rows = [_transaction_values(each) | {"number": each.number} for each in changed]
+        await connection.execute(_change_transactions(connection.dialect.name), rows)
     registered = [_branch_values(branch) for each in known for branch in each.new_branches]
     if registered:
         await connection.execute(insert(branches), registered)
-    done = [_branch_changes(branch) for each in known for branch in each.done_branches]
+    done = [branch for each in known for branch in each.done_branches]
     if done:
-        await connection.execute(_UPDATE_BRANCH, done)
+        await connection.execute(_BRANCHES_DONE, _values_of_done(done))
 
 
 _CHANGING = (
     "status", "updated_ms", "finished_ms", "next_cron_ms", "next_cron_interval_s", "owner", "rollback_reason",
 )  # fmt: skip
-_UPDATE_TRANSACTION = (
-    update(transactions)
-    .where(transactions.c.gid == bindparam("its_gid"))
-    .values({name: bindparam(name) for name in _CHANGING})
-)
-_UPDATE_BRANCH = (
+
+
+@cache
+def _change_transactions(dialect: str) -> TextClause:
+    """Many different rows with one statement: an insert that changes the rows that are there, found by their number.
+
+    They are there, and locked. For an UPDATE of many rows MariaDB's driver sends one statement a row, and waits for
+    each answer. As text, because SQLAlchemy would compile its own form of this anew for every batch.
+    """
+    names = transactions.c.keys()
+    values = ", ".join(f":{name}" for name in names)
+    insert_ = f"INSERT INTO {transactions.name} ({', '.join(names)}) VALUES ({values})"  # noqa: S608 - our columns
+    if dialect == "sqlite":
+        changes = ", ".join(f"{name} = excluded.{name}" for name in _CHANGING)
+        return text(f"{insert_} ON CONFLICT (number) DO UPDATE SET {changes}")
+    changes = ", ".join(f"{name} = VALUES({name})" for name in _CHANGING)
+    return text(f"{insert_} ON DUPLICATE KEY UPDATE {changes}")
+
+
+_OPERATION = tuple_(branches.c.gid, branches.c.branch_id, branches.c.op)
+_BRANCHES_DONE = (
     update(branches)
     .where(
-        branches.c.gid == bindparam("its_gid"),
-        branches.c.branch_id == bindparam("its_branch_id"),
-        branches.c.op == bindparam("its_op"),
+        branches.c.gid.in_(bindparam("gids", expanding=True)),  # for the index, which a list of tuples may not use
+        _OPERATION.in_(bindparam("operations", expanding=True)),
     )
-    .values(status=bindparam("status"), finished_ms=bindparam("finished_ms"))
+    .values(status=Status.SUCCEED, finished_ms=bindparam("at_ms"))
 )
 
 
@@ -280,10 +356,6 @@ def _transaction_values(transaction: Transaction) -> dict[str, Any]:
     return values | {"options": options_to_json(transaction.options)}
 
 
-def _transaction_changes(transaction: Transaction) -> dict[str, Any]:
-    return {name: getattr(transaction, name) for name in _CHANGING} | {"its_gid": transaction.gid}
-
-
 def _branch(row: Row[Any]) -> BranchOp:
     values = {name: value for name, value in row._mapping.items() if name != "number"}
     return BranchOp(**values | {"status": Status(values["status"])})
@@ -293,11 +365,9 @@ def _branch_values(branch: BranchOp) -> dict[str, Any]:
     return {name: getattr(branch, name) for name in BranchOp.__slots__}
 
 
-def _branch_changes(branch: BranchOp) -> dict[str, Any]:
+def _values_of_done(done: Sequence[BranchOp]) -> dict[str, Any]:
     return {
-        "its_gid": branch.gid,
-        "its_branch_id": branch.branch_id,
-        "its_op": branch.op,
-        "status": branch.status,
-        "finished_ms": branch.finished_ms,
+        "gids": sorted({branch.gid for branch in done}),
+        "operations": sorted((branch.gid, branch.branch_id, branch.op) for branch in done),
+        "at_ms": now_ms(),
     }

@@ -1,13 +1,13 @@
-"""What every coordinator that speaks DTM's protocol does. The suite runs on ours, and on a DTM server if one is given.
+"""What every coordinator that speaks DTM's protocol does: ours on SQLite, ours on MariaDB, and a DTM on its SQL store.
 
-A DTM server is used as well when SECKILL_TEST_DTM names one (`grpc host:port,http host:port`); DIFFERENCES lists
-everything in which the two are allowed to differ.
+`tests/conformance/differences.py` lists everything in which they are allowed to differ.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,18 @@ import pytest
 
 from seckill.dtm import CallFailed, DtmClient, Refused, Tcc, TransOptions
 from seckill.dtm.protocol import GlobalTransaction
+from tests.conformance.differences import COORDINATORS, OURS, REFERENCE, REGISTERED_TWICE, UNSERVED_TYPE
+from tests.conformance.python_client import go_name
 from tests.support.branches import Answer, Branches, serve_branches
-from tests.support.coordinators import BACKENDS, Backend, backend_of, client_of
+from tests.support.coordinators import Backend, backend_at, client_of, coordinator_on, mariadb_logs, sqlite_logs
 
 ABORTED = grpc.StatusCode.ABORTED
 FAILED_PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 INTERNAL = grpc.StatusCode.INTERNAL
-INVALID_ARGUMENT = grpc.StatusCode.INVALID_ARGUMENT
 OK = grpc.StatusCode.OK
 UNKNOWN = grpc.StatusCode.UNKNOWN
 
-DIFFERENCES: dict[str, dict[str, Any]] = {
-    # what a Submit for a gid answers that nobody prepared: DTM makes an empty transaction of it
-    "submit unknown": {
-        "embedded": (ABORTED, "no trans with gid: {gid} found, cannot submit. FAILURE"),
-        "dtm": (OK, ""),
-    },
-    # what is confirmed after a second Submit while the first one's Confirm is being repeated: DTM forgets the branch
-    "confirms after a second submit": {"embedded": 2, "dtm": 1},
-    # types that nobody knows: DTM breaks on them; ours also says so of DTM's types that it does not serve
-    "unserved types": {"embedded": INVALID_ARGUMENT, "dtm": INTERNAL},
-}
+KINDS = (*OURS, REFERENCE)
 
 BROKEN = Answer(INTERNAL, "broken")
 WAITING = TransOptions(wait_result=True)
@@ -49,10 +40,15 @@ PREFIX = (
 )
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=KINDS)
 async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
-    async with backend_of(request.param, tmp_path) as opened:
-        yield opened
+    kind = request.param
+    async with AsyncExitStack() as stack:
+        if kind == REFERENCE:
+            yield backend_at(kind, request.getfixturevalue("servers").dtm)
+            return
+        logs = sqlite_logs(tmp_path) if kind == "sqlite" else mariadb_logs(request.getfixturevalue("servers"))
+        yield backend_at(kind, await stack.enter_async_context(coordinator_on(await logs.fresh())))
 
 
 @pytest.fixture
@@ -180,26 +176,29 @@ async def test_abort_waits_as_prepare_said(client: DtmClient, branches: Branches
     assert await answer(client.abort(hurries, options=WAITING)) == (OK, "")
 
 
-FAILURES = [
-    pytest.param(BROKEN, INTERNAL, f"{PREFIX}rpc error: code = Internal desc = broken", id="internal"),
-    pytest.param(Answer(ABORTED, "no"), ABORTED, f"{PREFIX}no FAILURE", id="refused"),
-    pytest.param(Answer(ABORTED, "no FAILURE"), ABORTED, f"{PREFIX}no FAILURE", id="refused as DTM does"),
-    pytest.param(Answer(FAILED_PRECONDITION, "not yet"), FAILED_PRECONDITION, "ONGOING", id="ongoing"),
-    pytest.param(Answer(ABORTED, "ONGOING"), FAILED_PRECONDITION, "ONGOING", id="ongoing as of old"),
-]
+FAILURES = {
+    "internal": (BROKEN, INTERNAL, f"{PREFIX}rpc error: code = Internal desc = broken"),
+    "refused": (Answer(ABORTED, "no"), ABORTED, f"{PREFIX}no FAILURE"),
+    "refused as DTM does": (Answer(ABORTED, "no FAILURE"), ABORTED, f"{PREFIX}no FAILURE"),
+    "ongoing": (Answer(FAILED_PRECONDITION, "not yet"), FAILED_PRECONDITION, "ONGOING"),
+    "ongoing as of old": (Answer(ABORTED, "ONGOING"), FAILED_PRECONDITION, "ONGOING"),
+}
 
 
-@pytest.mark.parametrize(("said", "code", "message"), FAILURES)
-async def test_who_waits_learns_how_confirm_failed(
-    client: DtmClient, branches: Branches, said: Answer, code: grpc.StatusCode, message: str
-) -> None:
+async def test_who_waits_learns_how_confirm_failed(client: DtmClient, branches: Branches) -> None:
     """A waiting Submit answers Confirm's first failure; the transaction stays submitted, and Confirm is repeated."""
-    gid = await prepared(client, branches, options=SHORT, count=1)
-    branches.script(gid, "01", "confirm", said)
-    assert await answer(client.submit(gid, options=SHORT)) == (code, message)
-    assert await status(client, gid) == "submitted"
-    await until_status(client, gid, "succeed")
-    assert branches.ops(gid) == [("01", "confirm")] * 2
+
+    async def play(said: Answer) -> tuple[grpc.StatusCode, str]:
+        gid = await prepared(client, branches, options=SHORT, count=1)
+        branches.script(gid, "01", "confirm", said)
+        told = await answer(client.submit(gid, options=SHORT))
+        assert await status(client, gid) == "submitted"
+        await until_status(client, gid, "succeed")
+        assert branches.ops(gid) == [("01", "confirm")] * 2
+        return told
+
+    told = await asyncio.gather(*(play(said) for said, _, _ in FAILURES.values()))
+    assert dict(zip(FAILURES, told, strict=True)) == {name: tuple(rest) for name, (_, *rest) in FAILURES.items()}
 
 
 async def test_an_address_nobody_can_call_is_told(client: DtmClient, branches: Branches) -> None:
@@ -360,9 +359,11 @@ async def test_an_unknown_gid_is_refused(
 async def test_submit_of_an_unknown_gid(client: DtmClient, backend: Backend) -> None:
     """Submit for a gid that nobody prepared is refused, and it stays unknown."""
     gid = await client.new_gid()
-    code, message = DIFFERENCES["submit unknown"][backend.kind]
-    assert await answer(client.submit(gid, options=WAITING)) == (code, message.format(gid=gid))
-    assert (await client.query(gid) is None) is (backend.kind == "embedded")
+    code, message = await answer(client.submit(gid, options=WAITING))
+    refused = COORDINATORS["submit of an unknown gid"].answers
+    told = [("Submit", go_name(code), message.replace(gid, "{gid}"))]
+    assert told == (refused if backend.kind in OURS else [("Submit", "OK", "")])
+    assert (await client.query(gid) is None) is (backend.kind in OURS)
 
 
 async def test_a_second_submit_changes_nothing(client: DtmClient, branches: Branches, backend: Backend) -> None:
@@ -373,16 +374,17 @@ async def test_a_second_submit_changes_nothing(client: DtmClient, branches: Bran
     assert await answer(client.submit(gid, options=TransOptions(retry_interval_s=1))) == (OK, "")
     await until_status(client, gid, "succeed")
     await asyncio.sleep(0.2)
-    assert len(branches.ops(gid)) == DIFFERENCES["confirms after a second submit"][backend.kind]
+    wanted = COORDINATORS["second submit while the first is confirming"].calls
+    assert branches.ops(gid) == (wanted if backend.kind in OURS else [("01", "confirm")])
 
 
-async def test_a_branch_is_registered_once(client: DtmClient, branches: Branches) -> None:
+async def test_a_branch_is_registered_once(client: DtmClient, branches: Branches, backend: Backend) -> None:
     """RegisterBranch of a branch id that is there already is an error; the first registration stands."""
     gid = await prepared(client, branches, count=1)
     again = await answer(
         client.register_branch(gid, trans_type="tcc", branch_id="01", data={"confirm": "other:1/x/y"}, payload=b"")
     )
-    assert again == (UNKNOWN, "storage: UniqueKeyConflict")
+    assert again == (UNKNOWN, REGISTERED_TWICE[backend.kind].format(gid=gid))
     await client.submit(gid, options=WAITING)
     assert branches.ops(gid) == [("01", "confirm")]
 
@@ -397,9 +399,9 @@ async def test_a_branch_of_an_unknown_type_is_refused(client: DtmClient, branche
 async def test_a_transaction_of_an_unknown_type_is_refused(client: DtmClient, backend: Backend) -> None:
     """Prepare and Submit of a type that the coordinator does not serve are errors, and nothing is kept."""
     gid = await client.new_gid()
-    expected = DIFFERENCES["unserved types"][backend.kind]
-    assert (await answer(client.prepare(gid, trans_type="nonsense")))[0] is expected
-    assert (await answer(client.submit(gid, trans_type="nonsense")))[0] is expected
+    expected = UNSERVED_TYPE[backend.kind]
+    assert (await answer(client.prepare(gid, trans_type="nonsense")))[0].name == expected
+    assert (await answer(client.submit(gid, trans_type="nonsense")))[0].name == expected
     assert await client.query(gid) is None
 
 

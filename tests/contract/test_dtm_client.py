@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -26,7 +25,7 @@ from seckill.dtm import (
 )
 from seckill.dtm.protocol import header_metadata
 from tests.support.branches import Answer, Branches, serve_branches
-from tests.support.coordinators import client_of, coordinator_in
+from tests.support.coordinators import client_of, coordinator_on
 
 WAITING = TransOptions(wait_result=True)
 
@@ -38,8 +37,8 @@ async def branches() -> AsyncIterator[Branches]:
 
 
 @pytest.fixture
-async def coordinator(tmp_path: Path) -> AsyncIterator[ServedCoordinator]:
-    async with coordinator_in(tmp_path) as served:
+async def coordinator(sqlite_log: str) -> AsyncIterator[ServedCoordinator]:
+    async with coordinator_on(sqlite_log) as served:
         yield served
 
 

@@ -6,20 +6,19 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import grpc
 import pytest
 
-from seckill.coordinator import Coordinator, Store, StoreUnavailable, Timing, serve_coordinator
+from seckill.coordinator import Coordinator, Store, StoreUnavailable, Timing
 from seckill.coordinator.commands import Command, Decide, Insert, Register, Registered
 from seckill.coordinator.state import Status, Transaction, now_ms
 from seckill.coordinator.tcc import Tcc as TccPattern
 from seckill.dtm import CallFailed, Channels, DtmClient, TransOptions, Unavailable
 from tests.support.branches import Answer, Branches, serve_branches
-from tests.support.coordinators import client_of, coordinator_in, coordinator_settings, database_url
+from tests.support.coordinators import client_of, coordinator_on
 
 BROKEN = Answer(grpc.StatusCode.INTERNAL, "broken")
 WAITING = TransOptions(wait_result=True)
@@ -63,10 +62,10 @@ def time_out(gid: str) -> Decide:
 
 
 @pytest.mark.parametrize("stores", [1, 2], ids=["one coordinator", "two coordinators"])
-async def test_a_registration_and_a_decision_cannot_miss_each_other(tmp_path: Path, stores: int) -> None:
+async def test_a_registration_and_a_decision_cannot_miss_each_other(log_url: str, stores: int) -> None:
     """A branch is registered if and only if whoever decides the transaction is given it."""
     async with contextlib.AsyncExitStack() as stack:
-        logs = [await stack.enter_async_context(Store(database_url(tmp_path))) for _ in range(stores)]
+        logs = [await stack.enter_async_context(Store(log_url)) for _ in range(stores)]
         gids = [f"race-{number}" for number in range(60)]
         await asyncio.gather(*(logs[0].write(opened(gid)) for gid in gids))
         pauses = random.Random(7)
@@ -95,9 +94,9 @@ async def test_a_registration_and_a_decision_cannot_miss_each_other(tmp_path: Pa
         assert min(given.values()) > 0
 
 
-async def test_a_decision_is_made_once(tmp_path: Path) -> None:
+async def test_a_decision_is_made_once(log_url: str) -> None:
     """Of many decisions about one transaction, from two coordinators, one takes effect; all learn which."""
-    async with Store(database_url(tmp_path)) as one, Store(database_url(tmp_path)) as other:
+    async with Store(log_url) as one, Store(log_url) as other:
         await one.write(opened("g"))
         decisions = [
             store.write(Decide("g", (Status.PREPARED,), to, owner=owner, lease_ms=5_000, interval_s=10))
@@ -110,7 +109,7 @@ async def test_a_decision_is_made_once(tmp_path: Path) -> None:
         assert len({outcome.transaction.status for outcome in outcomes}) == 1
 
 
-async def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
+async def test_a_write_that_fails_changes_nothing(log_url: str) -> None:
     """When a commit fails its callers are told StoreUnavailable, nothing of it is there, and the log goes on."""
     failing = True
 
@@ -118,7 +117,7 @@ async def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
         if failing and moment == "before":
             raise OSError("disk full")
 
-    async with Store(database_url(tmp_path), on_write=on_write) as store:
+    async with Store(log_url, on_write=on_write) as store:
         outcomes = await asyncio.gather(*(store.write(opened(f"g{n}")) for n in range(3)), return_exceptions=True)
         assert all(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
         failing = False
@@ -126,7 +125,7 @@ async def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
         assert await store.write(opened("g0")) is None
 
 
-async def test_a_failing_log_is_told_as_unavailable(tmp_path: Path, branches: Branches) -> None:
+async def test_a_failing_log_is_told_as_unavailable(log_url: str, branches: Branches) -> None:
     """While the log cannot be written every request answers UNAVAILABLE, and what was answered before stands."""
     failing = False
 
@@ -135,7 +134,7 @@ async def test_a_failing_log_is_told_as_unavailable(tmp_path: Path, branches: Br
             raise OSError("disk full")
 
     async with (
-        serve_coordinator(coordinator_settings(tmp_path), on_write=on_write) as served,
+        coordinator_on(log_url, on_write=on_write) as served,
         client_of(served) as client,
     ):
         gid = await prepared(client, branches, options=WAITING)
@@ -150,7 +149,7 @@ async def test_a_failing_log_is_told_as_unavailable(tmp_path: Path, branches: Br
     assert branches.ops(gid) == [("02", "confirm"), ("01", "confirm")]
 
 
-async def test_many_writes_share_a_commit(tmp_path: Path) -> None:
+async def test_many_writes_share_a_commit(log_url: str) -> None:
     """Writes that wait together are committed together, and each gets its own outcome."""
     commits: list[int] = []
 
@@ -158,7 +157,7 @@ async def test_many_writes_share_a_commit(tmp_path: Path) -> None:
         if moment == "after":
             commits.append(len(names))
 
-    async with Store(database_url(tmp_path), on_write=on_write) as store:
+    async with Store(log_url, on_write=on_write) as store:
         outcomes = await asyncio.gather(*(store.write(opened(f"g{n % 50}")) for n in range(100)))
     assert [outcome is None for outcome in outcomes] == [True] * 50 + [False] * 50
     assert sum(commits) == 100
@@ -168,11 +167,11 @@ async def test_many_writes_share_a_commit(tmp_path: Path) -> None:
 # --- two coordinators, and one after the other
 
 
-async def test_two_coordinators_share_the_work(tmp_path: Path, branches: Branches) -> None:
+async def test_two_coordinators_share_the_work(log_url: str, branches: Branches) -> None:
     """Two coordinators on one log take up each due transaction once between them."""
     async with (
-        coordinator_in(tmp_path, cron_interval_ms=10) as one,
-        coordinator_in(tmp_path, cron_interval_ms=10) as other,
+        coordinator_on(log_url, cron_interval_ms=10) as one,
+        coordinator_on(log_url, cron_interval_ms=10) as other,
         client_of(one) as client,
         client_of(other) as second,
     ):
@@ -185,11 +184,11 @@ async def test_two_coordinators_share_the_work(tmp_path: Path, branches: Branche
         assert [branches.ops(gid) for gid in gids] == [[("01", "cancel")]] * 15
 
 
-async def test_an_abort_does_not_disturb_another_coordinator(tmp_path: Path, branches: Branches) -> None:
+async def test_an_abort_does_not_disturb_another_coordinator(log_url: str, branches: Branches) -> None:
     """An Abort sent to a second coordinator while the first is cancelling calls no branch a second time."""
     async with (
-        coordinator_in(tmp_path) as one,
-        coordinator_in(tmp_path) as other,
+        coordinator_on(log_url) as one,
+        coordinator_on(log_url) as other,
         client_of(one) as client,
         client_of(other) as second,
     ):
@@ -201,38 +200,38 @@ async def test_an_abort_does_not_disturb_another_coordinator(tmp_path: Path, bra
         assert branches.ops(gid) == [("01", "cancel")]
 
 
-async def test_shutdown_waits_for_the_call_under_way(tmp_path: Path, branches: Branches) -> None:
+async def test_shutdown_waits_for_the_call_under_way(log_url: str, branches: Branches) -> None:
     """A coordinator that is stopped ends the transactions whose branches it is calling."""
-    async with coordinator_in(tmp_path) as served, client_of(served) as client:
+    async with coordinator_on(log_url) as served, client_of(served) as client:
         gid = await prepared(client, branches, options=TransOptions())
         branches.script(gid, "02", "confirm", Answer(pause_ms=300))
         await client.submit(gid)
     assert branches.ops(gid) == [("02", "confirm"), ("01", "confirm")]
-    async with coordinator_in(tmp_path) as served, client_of(served) as client:
+    async with coordinator_on(log_url) as served, client_of(served) as client:
         found = await client.query(gid)
         assert found is not None
         assert found.status == "succeed"
     assert len(branches.ops(gid)) == 2
 
 
-async def test_the_next_coordinator_finishes_what_was_left(tmp_path: Path, branches: Branches) -> None:
+async def test_the_next_coordinator_finishes_what_was_left(log_url: str, branches: Branches) -> None:
     """What the drain time did not suffice for is taken up by the next coordinator once the lease has ended."""
     async with (
-        coordinator_in(tmp_path, drain_timeout_ms=100, branch_timeout_s=1) as served,
+        coordinator_on(log_url, drain_timeout_ms=100, branch_timeout_s=1) as served,
         client_of(served) as client,
     ):
         gid = await prepared(client, branches, options=TransOptions())
         branches.script(gid, "02", "confirm", Answer(pause_ms=900))
         await client.submit(gid)
         await branches.until(gid, 1)
-    async with coordinator_in(tmp_path, branch_timeout_s=1) as served, client_of(served) as client:
+    async with coordinator_on(log_url, branch_timeout_s=1) as served, client_of(served) as client:
         await until_status(client, gid, "succeed")
     assert branches.ops(gid) == [("02", "confirm"), ("02", "confirm"), ("01", "confirm")]
 
 
-async def test_a_decision_survives_its_caller(tmp_path: Path, branches: Branches) -> None:
+async def test_a_decision_survives_its_caller(log_url: str, branches: Branches) -> None:
     """A Submit whose caller gives up while Confirm runs is carried out, once."""
-    async with coordinator_in(tmp_path) as served, client_of(served) as client:
+    async with coordinator_on(log_url) as served, client_of(served) as client:
         gid = await prepared(client, branches, options=WAITING, count=1)
         branches.script(gid, "01", "confirm", Answer(pause_ms=400))
         with pytest.raises(Unavailable):
@@ -242,11 +241,11 @@ async def test_a_decision_survives_its_caller(tmp_path: Path, branches: Branches
 
 
 @pytest.mark.parametrize("turns", [1, 2, 4, 8, 16])
-async def test_a_decision_that_is_being_written_is_carried_out(tmp_path: Path, branches: Branches, turns: int) -> None:
+async def test_a_decision_that_is_being_written_is_carried_out(log_url: str, branches: Branches, turns: int) -> None:
     """A Submit that is cancelled after any number of event-loop turns is carried out at once, not after its lease."""
     async with (
         Channels() as channels,
-        Store(database_url(tmp_path)) as store,
+        Store(log_url) as store,
         Coordinator(store, channels, Timing(cron_interval_ms=20)) as coordinator,
     ):
         await coordinator.prepare("g", "tcc", TransOptions())
@@ -261,9 +260,9 @@ async def test_a_decision_that_is_being_written_is_carried_out(tmp_path: Path, b
     assert branches.ops("g") == [("01", "confirm")]
 
 
-async def test_a_second_waiting_submit_shares_the_result(tmp_path: Path, branches: Branches) -> None:
+async def test_a_second_waiting_submit_shares_the_result(log_url: str, branches: Branches) -> None:
     """A Submit that comes while the first is confirming waits for the same attempt; between attempts it is ongoing."""
-    async with coordinator_in(tmp_path) as served, client_of(served) as client:
+    async with coordinator_on(log_url) as served, client_of(served) as client:
         gid = await prepared(client, branches, options=WAITING, count=1)
         branches.script(gid, "01", "confirm", Answer(grpc.StatusCode.INTERNAL, "broken", pause_ms=300))
         submits = [client.submit(gid, options=WAITING) for _ in range(2)]
@@ -275,12 +274,12 @@ async def test_a_second_waiting_submit_shares_the_result(tmp_path: Path, branche
     assert branches.ops(gid) == [("01", "confirm")]
 
 
-async def test_load_above_the_limit_is_left_to_the_cron(tmp_path: Path, branches: Branches) -> None:
+async def test_load_above_the_limit_is_left_to_the_cron(log_url: str, branches: Branches) -> None:
     """Decisions are taken whatever the load; branches of more than running_max transactions wait for a cron run."""
     timing = Timing(running_max=2, cron_interval_ms=20)
     async with (
         Channels() as channels,
-        Store(database_url(tmp_path)) as store,
+        Store(log_url) as store,
         Coordinator(store, channels, timing) as coordinator,
     ):
         gids = [coordinator.new_gid() for _ in range(8)]
@@ -305,17 +304,17 @@ BAD_GIDS = ["", "x" * 129, "with space", "ключ", "line\nbreak"]
 
 
 @pytest.mark.parametrize("gid", BAD_GIDS, ids=["empty", "long", "space", "not ASCII", "line break"])
-async def test_a_gid_that_is_none_is_refused(tmp_path: Path, gid: str) -> None:
+async def test_a_gid_that_is_none_is_refused(sqlite_log: str, gid: str) -> None:
     """A gid that the log cannot keep exactly is refused with INVALID_ARGUMENT."""
-    async with coordinator_in(tmp_path) as served, client_of(served) as client:
+    async with coordinator_on(sqlite_log) as served, client_of(served) as client:
         with pytest.raises(CallFailed) as caught:
             await client.prepare(gid)
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_gids_differ_by_case(tmp_path: Path) -> None:
+async def test_gids_differ_by_case(sqlite_log: str) -> None:
     """Ab1 and aB1 are two transactions."""
-    async with coordinator_in(tmp_path) as served, client_of(served) as client:
+    async with coordinator_on(sqlite_log) as served, client_of(served) as client:
         await client.prepare("Ab1")
         await client.submit("Ab1", options=WAITING)
         await client.prepare("aB1")
@@ -332,9 +331,9 @@ BAD_OPTIONS = [
 
 
 @pytest.mark.parametrize("options", BAD_OPTIONS, ids=["negative", "far", "name", "reserved", "value", "large"])
-async def test_options_that_cannot_work_are_refused(tmp_path: Path, options: TransOptions) -> None:
+async def test_options_that_cannot_work_are_refused(sqlite_log: str, options: TransOptions) -> None:
     """Options that would make every branch call fail are refused with INVALID_ARGUMENT, by Prepare and by Submit."""
-    async with coordinator_in(tmp_path) as served, client_of(served) as client:
+    async with coordinator_on(sqlite_log) as served, client_of(served) as client:
         for request in (client.prepare("g", options=options), client.submit("g", options=options)):
             with pytest.raises(CallFailed) as caught:
                 await request
@@ -347,9 +346,9 @@ async def test_options_that_cannot_work_are_refused(tmp_path: Path, options: Tra
     [("", "h:1/x/y"), ("b" * 129, "h:1/x/y"), ("01", "http://h:1/x"), ("01", "h:1/" + "x" * 1_024)],
     ids=["no id", "long id", "http", "long address"],
 )
-async def test_a_branch_that_cannot_be_kept_is_refused(tmp_path: Path, branch_id: str, url: str) -> None:
+async def test_a_branch_that_cannot_be_kept_is_refused(sqlite_log: str, branch_id: str, url: str) -> None:
     """A branch that the log cannot keep, or that we could never call, is refused with INVALID_ARGUMENT."""
-    async with coordinator_in(tmp_path) as served, client_of(served) as client:
+    async with coordinator_on(sqlite_log) as served, client_of(served) as client:
         await client.prepare("g")
         with pytest.raises(CallFailed) as caught:
             await client.register_branch("g", trans_type="tcc", branch_id=branch_id, data={"confirm": url}, payload=b"")
@@ -357,9 +356,9 @@ async def test_a_branch_that_cannot_be_kept_is_refused(tmp_path: Path, branch_id
 
 
 @pytest.mark.parametrize("trans_type", ["saga", "msg", "xa", "workflow", ""])
-async def test_types_that_are_not_served_are_named(tmp_path: Path, trans_type: str) -> None:
+async def test_types_that_are_not_served_are_named(sqlite_log: str, trans_type: str) -> None:
     """Prepare of a type that is not served answers INVALID_ARGUMENT naming it."""
-    async with coordinator_in(tmp_path) as served, client_of(served) as client:
+    async with coordinator_on(sqlite_log) as served, client_of(served) as client:
         with pytest.raises(CallFailed) as caught:
             await client.prepare("g", trans_type=trans_type)
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
@@ -382,10 +381,10 @@ async def test_types_that_are_not_served_are_named(tmp_path: Path, trans_type: s
         ("/metrics", 200),
     ],
 )
-async def test_http_answers(tmp_path: Path, path: str, code: int) -> None:
+async def test_http_answers(sqlite_log: str, path: str, code: int) -> None:
     """Query parameters that cannot be used are told as 4xx, never as a fault of the server."""
     async with (
-        coordinator_in(tmp_path) as served,
+        coordinator_on(sqlite_log) as served,
         aiohttp.ClientSession() as session,
         session.get(f"http://{served.http_address}{path}") as response,
     ):
@@ -393,10 +392,10 @@ async def test_http_answers(tmp_path: Path, path: str, code: int) -> None:
         assert await response.text()
 
 
-async def test_metrics_count_what_happened(tmp_path: Path, branches: Branches) -> None:
+async def test_metrics_count_what_happened(sqlite_log: str, branches: Branches) -> None:
     """The counters tell transactions by status and branch calls by result."""
     async with (
-        coordinator_in(tmp_path) as served,
+        coordinator_on(sqlite_log) as served,
         client_of(served) as client,
         aiohttp.ClientSession(f"http://{served.http_address}") as session,
     ):

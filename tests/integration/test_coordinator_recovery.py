@@ -14,11 +14,11 @@ import pytest
 
 from seckill.dtm import DtmClient, GlobalTransaction, Tcc, TransOptions, Unavailable
 from tests.support.branches import Answer, Branches, serve_branches
-from tests.support.coordinator_child import Child, KillAt, coordinator_process, writes_of
-from tests.support.coordinators import client_of
+from tests.support.coordinator_child import MOMENTS, Child, KillAt, coordinator_process, writes_of
+from tests.support.coordinators import Logs, client_of
 
 OPTIONS = TransOptions(wait_result=True, timeout_to_fail_s=2, retry_interval_s=1)
-AT_ONCE_MAX = 12
+AT_ONCE_MAX = 20
 BROKEN = Answer(grpc.StatusCode.INTERNAL, "broken")
 
 
@@ -88,22 +88,22 @@ def made(folder: Path) -> Path:
     return folder
 
 
-async def undisturbed(starter: Starter, folder: Path, branches: Branches) -> list[str]:
+async def undisturbed(starter: Starter, log_url: str, folder: Path, branches: Branches) -> list[str]:
     """Plays a transaction without a kill; returns the commits that it took."""
     gid, told = uuid4().hex, Told()
-    async with coordinator_process(folder) as child:
+    async with coordinator_process(log_url, folder) as child:
         await start(starter, child, branches, gid, told)
         judge(await end_of(child, gid), branches, gid, told)
     return writes_of(folder)
 
 
-async def killed(starter: Starter, folder: Path, branches: Branches, kill_at: KillAt) -> None:
+async def killed(starter: Starter, log_url: str, folder: Path, branches: Branches, kill_at: KillAt) -> None:
     """Plays a transaction with a coordinator that dies at `kill_at`, until its successor has ended it."""
     gid, told = uuid4().hex, Told()
-    async with coordinator_process(folder, kill_at) as first:
+    async with coordinator_process(log_url, folder, kill_at) as first:
         await start(starter, first, branches, gid, told)
         await first.until_dead()
-    async with coordinator_process(folder) as second:
+    async with coordinator_process(log_url, folder) as second:
         ended = await end_of(second, gid)
     if ended is None:
         assert kill_at == KillAt(1, "before")  # only what was never written is unknown
@@ -130,24 +130,54 @@ def judge(ended: GlobalTransaction | None, branches: Branches, gid: str, told: T
 
 @pytest.mark.parametrize("starter", [submits, submits_with_a_failing_confirm, aborts, goes_away])
 async def test_a_kill_at_any_write_loses_and_splits_nothing(
-    starter: Starter, tmp_path: Path, branches: Branches
+    starter: Starter, logs: Logs, tmp_path: Path, branches: Branches
 ) -> None:
     """Whenever the coordinator is killed, its successor ends the transaction as decided, the same for all branches."""
-    commits = await undisturbed(starter, made(tmp_path / "undisturbed"), branches)
+    commits = await undisturbed(starter, await logs.fresh(), made(tmp_path / "undisturbed"), branches)
     assert commits[:3] == ["Insert", "Register", "Register"]
-    assert commits[-3:] == ["BranchDone", "BranchDone", "Finish"] or starter is submits_with_a_failing_confirm
+    assert commits[-3:] == ["Decide", "BranchDone", "Finish"] or starter is submits_with_a_failing_confirm
     at_once = asyncio.Semaphore(AT_ONCE_MAX)
+
+    kills = [KillAt(write, moment) for write in range(1, len(commits) + 1) for moment in MOMENTS]
+    log_urls = {kill_at: await logs.fresh() for kill_at in kills}
 
     async def one(kill_at: KillAt) -> None:
         name = f"{kill_at.write}-{kill_at.moment}-{commits[kill_at.write - 1]}"
         async with at_once:
             try:
-                await killed(starter, made(tmp_path / name), branches, kill_at)
+                await killed(starter, log_urls[kill_at], made(tmp_path / name), branches, kill_at)
             except BaseException as error:
                 error.add_note(f"killed at {name}")
                 raise
 
     async with asyncio.TaskGroup() as group:
-        for write in range(1, len(commits) + 1):
-            for moment in ("before", "after"):
-                group.create_task(one(KillAt(write, moment)))
+        for kill_at in kills:
+            group.create_task(one(kill_at))
+
+
+async def test_another_coordinator_takes_over_when_the_lease_ends(
+    logs: Logs, tmp_path: Path, branches: Branches
+) -> None:
+    """What a frozen coordinator has in hand is finished by another on the same log; awake again, it does no harm."""
+    log_url = await logs.fresh()
+    async with (
+        coordinator_process(log_url, made(tmp_path / "one")) as one,
+        coordinator_process(log_url, made(tmp_path / "other")) as other,
+        client_of(one.backend) as client,
+    ):
+        tcc = await Tcc.begin(client, uuid4().hex, options=TransOptions())
+        for _ in range(2):
+            await tcc.call_branch(branches.branch, b"", timeout_ms=1_000)
+        branches.script(tcc.gid, "02", "confirm", Answer(pause_ms=300))
+        await tcc.submit()
+        await branches.until(tcc.gid, 3)
+        one.freeze()
+        ended = await end_of(other, tcc.gid)
+        one.thaw()
+        await asyncio.sleep(0.5)
+        again = await end_of(one, tcc.gid)
+    assert ended is not None
+    assert again is not None
+    assert (ended.status, again.status) == ("succeed", "succeed")
+    confirms = [branch_id for branch_id, op in branches.ops(tcc.gid) if op == "confirm"]
+    assert confirms == ["02", "02", "01"]

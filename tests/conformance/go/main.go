@@ -27,11 +27,15 @@ type Answered struct {
 	Message string `json:"message"`
 }
 
-// Record is one scenario's line. GapsMs are the pauses between the calls of each branch operation.
+// Record is one scenario's line. AfterMs says when each branch operation was called first, from the scenario's start;
+// GapsMs are the pauses between its calls.
 type Record struct {
 	Scenario string             `json:"scenario"`
+	Gid      string             `json:"gid"`
+	Branches string             `json:"branches"`
 	Answers  []Answered         `json:"answers"`
 	Calls    []Call             `json:"calls"`
+	AfterMs  map[string]int64   `json:"after_ms"`
 	GapsMs   map[string][]int64 `json:"gaps_ms"`
 }
 
@@ -42,6 +46,7 @@ type Run struct {
 	client   dtmgpb.DtmClient
 	branches *Branches
 	answers  []Answered
+	began    time.Time
 }
 
 func must(err error) {
@@ -66,6 +71,9 @@ func (r *Run) note(request string, err error) error {
 }
 
 func (r *Run) request(options *dtmgpb.DtmTransOptions) *dtmgpb.DtmRequest {
+	if options == nil {
+		options = &dtmgpb.DtmTransOptions{} // as the client itself sends them
+	}
 	return &dtmgpb.DtmRequest{Gid: r.gid, TransType: "tcc", TransOptions: options}
 }
 
@@ -109,7 +117,7 @@ func (r *Run) tcc(custom func(*dtmgrpc.TccGrpc)) {
 		}
 		return nil
 	})
-	_ = r.note("TccGlobalTransaction2", err)
+	_ = r.note("global transaction", err)
 }
 
 // wait returns when the branches have seen that many calls, or when the time is up.
@@ -120,7 +128,10 @@ func (r *Run) wait(calls int, limit time.Duration) {
 }
 
 func (r *Run) record(scenario string) Record {
-	record := Record{Scenario: scenario, Answers: r.answers, Calls: r.branches.seen(r.gid), GapsMs: map[string][]int64{}}
+	record := Record{
+		Scenario: scenario, Gid: r.gid, Branches: r.branches.Address, Answers: r.answers, Calls: r.branches.seen(r.gid),
+		AfterMs: map[string]int64{}, GapsMs: map[string][]int64{},
+	}
 	last := map[string]time.Time{}
 	for i := range record.Calls {
 		call := &record.Calls[i]
@@ -130,6 +141,8 @@ func (r *Run) record(scenario string) Record {
 		key := call.Branch + "/" + call.Op
 		if before, again := last[key]; again {
 			record.GapsMs[key] = append(record.GapsMs[key], call.at.Sub(before).Milliseconds())
+		} else {
+			record.AfterMs[key] = call.at.Sub(r.began).Milliseconds()
 		}
 		last[key] = call.at
 	}
@@ -150,6 +163,7 @@ func main() {
 		group.Add(1)
 		go func() {
 			defer group.Done()
+			run.began = time.Now()
 			scenario.play(run)
 			records[i] = run.record(scenario.name)
 		}()

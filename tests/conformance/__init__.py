@@ -1,0 +1,1 @@
+"""One suite, two clients, several coordinators: the same scenarios, recorded and compared."""

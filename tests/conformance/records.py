@@ -1,0 +1,51 @@
+"""What one client saw of one coordinator, and what it sent: a record for each scenario, as a line of JSON.
+
+`{gid}`, `{dtm}` and `{branches}` stand for what differs from run to run. Times are kept beside, and compared apart.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+Records = Mapping[str, Record]
+
+RECORDING = Path(__file__).parent / "dtm-1.19.0.jsonl"
+"""What DTM's own client and a DTM 1.19.0 server on its SQL store did; `python -m tests.conformance` makes it anew."""
+
+TIMES = ("after_ms", "gaps_ms")
+
+
+def read_records(path: Path) -> dict[str, Record]:
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {line["scenario"]: line for line in lines}
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    lines = (json.dumps(record, ensure_ascii=False, separators=(",", ":")) for record in records)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def named(value: Any, gid: str, branches: str) -> Any:
+    """The same with the transaction's own gid and the branches' service replaced by their names."""
+    match value:
+        case str():
+            return re.sub(rf"{re.escape(branches)}(/[\w.]+)?", "{branches}", value).replace(gid, "{gid}")
+        case Mapping():
+            return {key: named(each, gid, branches) for key, each in value.items()}
+        case list():
+            return [named(each, gid, branches) for each in value]
+        case _:
+            return value
+
+
+def answers_of(record: Record) -> list[tuple[str, str, str]]:
+    return [(each["request"], each["code"], each["message"]) for each in record["answers"]]
+
+
+def calls_of(record: Record) -> list[tuple[str, str]]:
+    return [(each["branch"], each["op"]) for each in record["calls"]]
