@@ -17,9 +17,10 @@ from seckill.cli.roles import (
     announce,
     configure_logs,
     embedded_overrides,
+    kafka_unheard,
     starting,
 )
-from seckill.cli.state import role_settings, run_pipeline
+from seckill.cli.state import client_settings, role_settings, run_pipeline
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -45,13 +46,17 @@ def demo(
     keep_running: Annotated[
         bool, typer.Option("--keep-running", help="Stay up afterwards, like `seckill up`.")
     ] = False,
+    attach: Annotated[
+        bool, typer.Option("--attach", help="Use the pipeline that runs already, where the settings say.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The last line of stdout is one JSON object.")] = False,
 ) -> None:
     """Run a whole flash sale here and now: thousands of buyers over real HTTP, then proof from the stores.
 
     Some buyers press twice, some want an unknown product, some send
     nonsense. Exit code 1 when any invariant is false, an order is lost, or
-    a request got an answer that makes no sense.
+    a request got an answer that makes no sense. With settings whose profile
+    is real, it runs on the servers that they name.
 
     Examples:
 
@@ -59,12 +64,17 @@ def demo(
       seckill demo --stock 100 --buyers 2000 --products 3
       seckill demo --json | tail -1 | jq .invariants
       seckill demo --keep-running --replies replies.txt
+      seckill --config compose.toml demo --attach
     """
+    if attach and keep_running:
+        raise WrongUsage("--keep-running: the pipeline of --attach runs on anyway")
     # The crowd is started while gRPC runs; as a new program, which gRPC's handlers for forks need not prepare for.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from seckill.demo.run import DemoOptions
 
-    settings = role_settings(context, embedded_overrides(port=None, base_port=0))
+    settings = (
+        client_settings(context) if attach else role_settings(context, embedded_overrides(port=None, base_port=0))
+    )
     options = DemoOptions(
         stock=stock,
         buyers=buyers,
@@ -72,19 +82,38 @@ def demo(
         seed=seed,
         concurrency=concurrency,
         rest_timeout_s=rest_timeout,
+        close_sales=attach or settings.profile == "real",
     )
+    if attach:
+        raise typer.Exit(run_pipeline(_attached(settings, options, replies, as_json)))
     configure_logs(settings, quiet=True)
     raise typer.Exit(run_pipeline(_demo(settings, options, replies, keep_running, as_json)))
+
+
+async def _attached(settings: Settings, options: DemoOptions, replies: Path | None, as_json: bool) -> int:
+    """The same sale on somebody else's pipeline: buyers at its front, the verdict from its stores."""
+    from seckill.demo.report import demo_report
+    from seckill.demo.run import run_demo
+
+    with _progress(options) as watch:
+        result = await run_demo(settings, options, watch)
+    if replies is not None:
+        await asyncio.to_thread(_write_replies, replies, result.accepted)
+    _show(demo_report(result), result, as_json)
+    return OK if result.fine else FAILED
 
 
 async def _demo(settings: Settings, options: DemoOptions, replies: Path | None, keep: bool, as_json: bool) -> int:
     from seckill.cli.run_file import run_file
     from seckill.demo.report import demo_report
     from seckill.demo.run import run_demo
-    from seckill.wiring import open_embedded, until_stopped
+    from seckill.wiring import open_embedded, open_on_servers, until_stopped
 
-    starting()
-    async with open_embedded(settings) as embedded:
+    on_servers = settings.profile == "real"
+    starting(embedded=not on_servers)
+    heard = kafka_unheard()
+    async with open_on_servers(settings) if on_servers else open_embedded(settings) as embedded:
+        heard()
         with _progress(options) as watch:
             result = await run_demo(embedded.settings, options, watch)
         if replies is not None:

@@ -98,6 +98,7 @@ class Facts:
     told: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     letters: frozenset[str] = frozenset()  # order ids in the dead-letter topic
     accepted: frozenset[str] = frozenset()  # order ids that clients were given
+    pruned_sales: int = 0  # left out of everything above: their reservations are gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ class Verdict:
     lost: tuple[str, ...]  # accepted order ids that are nowhere
     oversold: int  # units
     duplicates: int  # units that buyers hold above their limit
+    pruned_sales: int = 0  # that could not be judged, because their reservations are gone
 
     @property
     def invariants(self) -> dict[str, bool]:
@@ -146,6 +148,7 @@ def judge(facts: Facts) -> Verdict:
         lost=tuple(sorted(facts.accepted - ends.known)),
         oversold=sum(_oversold(sale, facts) for sale in facts.sales),
         duplicates=sum(max(0, units - limit) for _, units, limit in _holdings(facts)),
+        pruned_sales=facts.pruned_sales,
     )
 
 

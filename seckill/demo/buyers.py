@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import sys
 import time
 from collections import Counter
@@ -107,7 +108,7 @@ async def buy(plan: Plan) -> None:
     started = time.perf_counter()
     async with (
         aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=plan.concurrency),
+            connector=aiohttp.TCPConnector(limit=plan.concurrency, ssl=ssl.create_default_context(cafile=plan.ca)),
             timeout=aiohttp.ClientTimeout(total=plan.timeout_s),
             headers={"Content-Type": "application/json"},
         ) as session,

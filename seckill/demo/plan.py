@@ -18,6 +18,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     concurrency: int = 64
     timeout_s: float = 30.0
     body_bytes_max: int = 16_384  # the front's bound, to send something larger
+    ca: str | None = None  # PEM file of the authority of an HTTPS front; None: the system's
 
 
 class Progress(msgspec.Struct, tag_field="type", tag="progress"):

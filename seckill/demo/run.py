@@ -22,6 +22,7 @@ from seckill.demo.audit import Verdict, judge
 from seckill.demo.plan import Done, Latency, Message, Plan, Progress
 from seckill.demo.stores import Stores, confirm_latency, open_stores, read_facts, unrest
 from seckill.domain.errors import SeckillError
+from seckill.security import front_context
 from seckill.settings import Settings
 
 WATCH_EVERY_S = 0.25
@@ -43,6 +44,7 @@ class DemoOptions:
     seed: int = 1
     concurrency: int = 64
     rest_timeout_s: float = 60.0
+    close_sales: bool = False  # when it is over: the pipeline goes on without them
 
 
 @dataclass(slots=True)
@@ -78,18 +80,25 @@ async def run_demo(settings: Settings, options: DemoOptions, watch: Callable[[Li
     live = Live()
     token = settings.front.operator_token
     async with (
-        open_front(settings.front.http, operator_token=token.get_secret_value() if token else None) as front,
+        open_front(
+            settings.front.http,
+            operator_token=token.get_secret_value() if token else None,
+            tls=front_context(settings.front),
+        ) as front,
         open_stores(settings) as stores,
     ):
-        sales = [await _open_sale(front, product_id, options) for product_id in range(1, options.products + 1)]
+        products = await _unsold_products(front, options.products)
+        sales = [await _open_sale(front, product_id, options) for product_id in products]
         started = time.perf_counter()
         async with _watched(front, sales, live, watch):
-            crowd = await _let_in(_plan(settings, options), live)
+            crowd = await _let_in(_plan(settings, options, products), live)
             live.stage = "the last orders"
-            products = [sale["product_id"] for sale in sales]
             unfinished = await rest(stores, products, timeout_s=options.rest_timeout_s)
             seconds = time.perf_counter() - started
         facts = await read_facts(stores, accepted=live.accepted, product_ids=products)
+        if options.close_sales:
+            for sale in sales:
+                await front.set_sale_state(sale["sale_id"], "close")
         return DemoResult(
             options=options,
             crowd=crowd,
@@ -113,6 +122,12 @@ async def rest(stores: Stores, product_ids: Collection[int] | None = None, *, ti
     return unfinished
 
 
+async def _unsold_products(front: FrontClient, count: int) -> list[int]:
+    """Product ids that no sale has had so far: the pipeline may have served others before."""
+    first = max((sale["product_id"] for sale in await front.sales()), default=0) + 1
+    return list(range(first, first + count))
+
+
 async def _open_sale(front: FrontClient, product_id: int, options: DemoOptions) -> Json:
     now_ms = time.time_ns() // 1_000_000
     fields = {
@@ -127,11 +142,12 @@ async def _open_sale(front: FrontClient, product_id: int, options: DemoOptions) 
     return await front.create_sale(fields, change_id=uuid.uuid4().hex)
 
 
-def _plan(settings: Settings, options: DemoOptions) -> Plan:
+def _plan(settings: Settings, options: DemoOptions, products: Sequence[int]) -> Plan:
     return Plan(
-        url=front_url(settings.front.http),
-        products=list(range(1, options.products + 1)),
-        unknown_product=options.products + 1_000_000,
+        url=front_url(settings.front.http, https=settings.front.https),
+        ca=settings.front.tls_ca,
+        products=list(products),
+        unknown_product=products[-1] + 1_000_000,
         buyers=options.buyers,
         seed=options.seed,
         concurrency=options.concurrency,

@@ -10,24 +10,26 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from pydantic import SecretStr
 from sqlalchemy import Select, Table, make_url, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from seckill.admission import Admission, open_admission
 from seckill.demo.audit import Facts, LedgerRow, OrderRow, RedisSale, ReservationRow, SaleRow, State
 from seckill.demo.plan import Latency, latency
+from seckill.doctor.probes.sql import told
 from seckill.domain.errors import InvalidOrder, SeckillError
 from seckill.domain.order import OrderId, order_id_from_key
 from seckill.domain.outcomes import OrderStatus
+from seckill.dtm.database import create_engine
 from seckill.messaging.envelope import decode
 from seckill.messaging.lag import consumer_lag, read_topic
 from seckill.order import tables as order_tables
 from seckill.order.types import OrderState
 from seckill.product import tables as product_tables
 from seckill.product.decide import State as RowState
-from seckill.settings import Settings
+from seckill.security import database_context
+from seckill.settings import ServiceSettings, Settings
 
 RESULTS_READ = 1_000
 """Order ids asked of Redis at a time."""
@@ -41,12 +43,12 @@ _STATES = {
 
 
 class StoreUnavailable(SeckillError):
-    """A database that cannot be read; names the setting."""
+    """A database that cannot be read; names the setting, and the address without its password."""
 
     retryable = True
 
-    def __init__(self, setting: str, detail: str) -> None:
-        super().__init__(f"the database of {setting} cannot be read: {detail}")
+    def __init__(self, setting: str, address: str, detail: str) -> None:
+        super().__init__(f"the database at {address} ({setting}) cannot be read: {detail}")
         self.setting = setting
         self.detail = detail
 
@@ -62,7 +64,7 @@ class Stores:
 @asynccontextmanager
 async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
     """Connects on first use."""
-    product, order = _engine(settings.product.database_url), _engine(settings.order.database_url)
+    product, order = _engine("product", settings.product), _engine("order", settings.order)
     try:
         async with open_admission(settings.redis, settings.ledger) as admission:
             yield Stores(settings, admission, product, order)
@@ -88,8 +90,9 @@ async def read_facts(
     stores: Stores, *, accepted: Iterable[str] = (), product_ids: Collection[int] | None = None
 ) -> Facts:
     """Everything that the audit judges; of all products, or of some. Raises what the stores' clients raise."""
-    sales, reservations, product_decisions = await _read_product(stores, product_ids)
-    orders, order_decisions = await _read_order(stores, {sale.sale_id for sale in sales})
+    sales, reservations, product_decisions, foreign, pruned = await _read_product(stores, product_ids)
+    orders, order_decisions, foreign_there = await _read_order(stores, {sale.sale_id for sale in sales})
+    foreign |= foreign_there
     products = sorted({sale.product_id for sale in sales})
     views = [(product_id, await stores.admission.sales.read(product_id)) for product_id in products]
     entries = [entry for product_id in products for entry in await stores.admission.ledger.entries(product_id)]
@@ -98,9 +101,13 @@ async def read_facts(
         sales=sales,
         reservations=reservations,
         orders=orders,
-        product_decisions=product_decisions,
-        order_decisions=order_decisions,
-        redis=[RedisSale(view.sale_id, view.stock, view.admitted) for _, view in views if view is not None],
+        product_decisions={gid: op for gid, op in product_decisions.items() if gid not in foreign},
+        order_decisions={gid: op for gid, op in order_decisions.items() if gid not in foreign},
+        redis=[
+            RedisSale(view.sale_id, view.stock, view.admitted)
+            for _, view in views
+            if view is not None and view.sale_id not in pruned
+        ],
         ledger=[
             LedgerRow(each.order.order_id, each.order.sale_id, each.order.quantity, each.state == "parked")
             for each in entries
@@ -108,6 +115,7 @@ async def read_facts(
         told=await _told(stores, sorted(known | {row.order_id for row in reservations})),
         letters=await _letters(stores),
         accepted=known,
+        pruned_sales=len(pruned),
     )
 
 
@@ -125,11 +133,16 @@ async def confirm_latency(stores: Stores, product_ids: Collection[int]) -> Laten
 
 async def _read_product(
     stores: Stores, product_ids: Collection[int] | None
-) -> tuple[list[SaleRow], list[ReservationRow], dict[str, str]]:
+) -> tuple[list[SaleRow], list[ReservationRow], dict[str, str], set[str], set[int]]:
+    """Rows of the chosen products, every gid's decision, the gids that are none of theirs, and the sales that were
+    pruned: nothing of these can be judged, so nothing else here speaks of them.
+    """
     sale, reservation = product_tables.sale, product_tables.stock_reservation
     async with _reading(stores.product, "product.database_url") as connection:
         of_sales = _of_products(select(sale), sale, product_ids)
         of_orders = _of_products(select(reservation), reservation, product_ids)
+        sale_rows = list(await connection.execute(of_sales))
+        pruned = {row.sale_id for row in sale_rows if row.pruned_at_ms is not None}
         sales = [
             SaleRow(
                 sale_id=row.sale_id,
@@ -140,12 +153,16 @@ async def _read_product(
                 sold=row.sold,
                 per_user_limit=row.per_user_limit,
             )
-            for row in await connection.execute(of_sales)
+            for row in sale_rows
+            if row.sale_id not in pruned
         ]
         rows = list(await connection.execute(of_orders))
         decisions = await _decisions(connection, product_tables.metadata.tables["decision"])
+        gids = select(reservation.c.gid, reservation.c.product_id, reservation.c.sale_id).distinct()
+        owners = list(await connection.execute(gids))
     # Sale 0 is a product's own stock, which callers that know nothing of sales use: not part of any sale.
-    foreign = {row.gid for row in rows if row.sale_id == 0}
+    chosen = {row.product_id for row in owners} if product_ids is None else set(product_ids)
+    foreign = {row.gid for row in owners if row.sale_id in pruned | {0} or row.product_id not in chosen}
     reservations = [
         ReservationRow(
             order_id=order_id_from_key(row.product_id, row.order_id),
@@ -157,12 +174,13 @@ async def _read_product(
             gid=row.gid,
         )
         for row in rows
-        if row.sale_id or not row.gid  # an order that came past the front and was refused has no sale and no gid
+        # An order that came past the front and was refused has no sale and no gid.
+        if row.sale_id not in pruned and (row.sale_id or not row.gid)
     ]
-    return sales, reservations, {gid: op for gid, op in decisions.items() if gid not in foreign}
+    return sales, reservations, decisions, foreign, pruned
 
 
-async def _read_order(stores: Stores, sale_ids: set[int]) -> tuple[list[OrderRow], dict[str, str]]:
+async def _read_order(stores: Stores, sale_ids: set[int]) -> tuple[list[OrderRow], dict[str, str], set[str]]:
     async with _reading(stores.order, "order.database_url") as connection:
         rows = list(await connection.execute(select(order_tables.orders)))
         decisions = await _decisions(connection, order_tables.metadata.tables["decision"])
@@ -179,7 +197,7 @@ async def _read_order(stores: Stores, sale_ids: set[int]) -> tuple[list[OrderRow
         for row in rows
         if row.sale_id in sale_ids
     ]
-    return orders, {gid: op for gid, op in decisions.items() if gid not in foreign}
+    return orders, decisions, foreign
 
 
 async def _decisions(connection: AsyncConnection, table: Table) -> dict[str, str]:
@@ -192,12 +210,15 @@ def _of_products(
     return query if product_ids is None else query.where(table.c.product_id.in_(product_ids))
 
 
-def _engine(secret: SecretStr) -> AsyncEngine:
-    """An engine for reading. SQLite is told so: it would make the file of a mistyped path."""
-    url = make_url(secret.get_secret_value())
+def _engine(section: str, settings: ServiceSettings) -> AsyncEngine:
+    """An engine for reading, each time one moment. SQLite is told so: it would make the file of a mistyped path."""
+    url = make_url(settings.database_url.get_secret_value())
     if url.get_backend_name() == "sqlite" and url.database:
         url = url.set(database=f"file:{quote(url.database)}", query={"mode": "ro", "uri": "true"})
-    return create_async_engine(url, pool_size=1)
+        return create_async_engine(url, pool_size=1)
+    tls = database_context(section, settings)
+    engine = create_engine(url.render_as_string(hide_password=False), pool_size=1, lock_wait_s=3, tls=tls)
+    return engine if url.get_backend_name() == "sqlite" else engine.execution_options(isolation_level="REPEATABLE READ")
 
 
 @asynccontextmanager
@@ -206,8 +227,9 @@ async def _reading(engine: AsyncEngine, setting: str) -> AsyncIterator[AsyncConn
         async with engine.connect() as connection:
             yield connection
     except (SQLAlchemyError, OSError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise StoreUnavailable(setting, reason) from error
+        reason = told(error)[1] if isinstance(error, DBAPIError) else str(error).splitlines()[0]
+        address = engine.url.set(query={}).render_as_string(hide_password=True)
+        raise StoreUnavailable(setting, address, reason) from error
 
 
 # --- Redis and Kafka -----------------------------------------------------------------------------------------------
