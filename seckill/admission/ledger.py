@@ -168,25 +168,34 @@ class Ledger:
         if commands:
             await self._link.run(commands)
 
-    async def claim_due(self, product_id: int, *, limit: int, republish_after_ms: int) -> list[Order]:
-        """Takes up to `limit` pending entries that are due, and makes them due again in `republish_after_ms`, or in as
-        long as an entry is old already, up to ten times that: copies of a record that only waits stay few.
-
-        Nobody else gets them in between. When the reply is lost, they come back once they are due again.
-        """
-        script = load_script("claim_due")
-        claimed: list[Order] = []
+    async def due(self, product_id: int, *, limit: int) -> list[LedgerEntry]:
+        """Up to `limit` pending entries that someone should look at, oldest first. Changes nothing."""
+        script = load_script("due")
+        found: list[LedgerEntry] = []
         for sale_id in (await self._sales_of([product_id]))[product_id]:
             keys = sale_keys(product_id, sale_id)
-            while (wanted := min(limit - len(claimed), CALL_ORDERS_MAX)) > 0:
-                reply = await self._link.one(script.call([keys.ledger, keys.due], [wanted, republish_after_ms]))
-                claimed += [
-                    _entry_order(product_id, sale_id, order_id, text)[0]
-                    for order_id, text in zip(reply[::2], reply[1::2], strict=True)
-                ]
-                if len(reply) < 2 * wanted:
-                    break
-        return claimed
+            wanted = min(limit - len(found), CALL_ORDERS_MAX)
+            if wanted <= 0:
+                break
+            reply = await self._link.one(script.call([keys.ledger, keys.due], [wanted]))
+            for order_id, text, due_ms in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
+                order, published_at_ms = _entry_order(product_id, sale_id, order_id, text)
+                found.append(LedgerEntry(order, published_at_ms, int(float(due_ms)), "pending"))
+        return found
+
+    async def claim(self, entries: Sequence[LedgerEntry], *, republish_after_ms: int) -> list[Order]:
+        """Takes those entries for publication that still are as they were read; each is due again later.
+
+        That is in `republish_after_ms`, or in as long as the entry is old already, up to ten times that: copies of a
+        record that only waits stay few. Nobody else gets them in between; when the reply is lost, they come back.
+        """
+        script, taken = load_script("claim"), []
+        for product_id, sale_id, part in _by_sale(entries, lambda entry: entry.order):
+            keys = sale_keys(product_id, sale_id)
+            seen = [field for entry in part for field in (entry.order.order_id, entry_text(entry))]
+            reply = set(await self._link.one(script.call([keys.ledger, keys.due], [republish_after_ms, *seen])))
+            taken += [entry.order for entry in part if entry.order.order_id in reply]
+        return taken
 
     async def entries(self, product_id: int) -> list[LedgerEntry]:
         """All entries of the product's sales: for audits and a person's eyes, not for the path of an order."""
@@ -294,6 +303,13 @@ def _entry_order(product_id: int, sale_id: int, order_id: str, text: str) -> tup
     user_id, quantity, admitted_at_ms, number, published_at_ms = (int(field) for field in text.split(":"))
     order = Order(OrderId(order_id), sale_id, user_id, product_id, quantity, admitted_at_ms, number)
     return order, published_at_ms
+
+
+def entry_text(entry: LedgerEntry) -> str:
+    """An entry as `admit.lua` writes it."""
+    order = entry.order
+    fields = (order.user_id, order.quantity, order.admitted_at_ms, order.admission_number, entry.published_at_ms)
+    return ":".join(map(str, fields))
 
 
 def _scores(flat: Sequence[str]) -> dict[str, int]:

@@ -52,7 +52,10 @@ Outcomes = dict[OrderId, Outcome]
 
 @dataclass(frozen=True, slots=True)
 class TccPlan:
-    """Where the branches are and how long things may take."""
+    """Where the branches are and how long things may take.
+
+    Tries go to `…_address`; `…_registered` is where the coordinator finds the same branch, if that is another port.
+    """
 
     product_address: str
     order_address: str
@@ -61,18 +64,20 @@ class TccPlan:
     batch_max: int
     batch_bytes_max: int
     options: TransOptions
+    product_registered: str | None = None
+    order_registered: str | None = None
 
     @property
     def product(self) -> Branch:
-        service = f"{self.product_address}/product.Product"
-        return Branch(
-            f"{service}/CheckProductStock", f"{service}/UpdateProductStock", f"{service}/RollbackProductStock"
-        )
+        ours = f"{self.product_address}/product.Product"
+        told = f"{self.product_registered or self.product_address}/product.Product"
+        return Branch(f"{ours}/CheckProductStock", f"{told}/UpdateProductStock", f"{told}/RollbackProductStock")
 
     @property
     def order(self) -> Branch:
-        service = f"{self.order_address}/order.Order"
-        return Branch(f"{service}/CreateOrderCheck", f"{service}/CreateOrder", f"{service}/RollbackOrder")
+        ours = f"{self.order_address}/order.Order"
+        told = f"{self.order_registered or self.order_address}/order.Order"
+        return Branch(f"{ours}/CreateOrderCheck", f"{told}/CreateOrder", f"{told}/RollbackOrder")
 
 
 # --- how the Try phase can end ---------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ It knows no pattern: `tcc.py` does. Source of the protocol: github.com/dtm-labs/
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime
 from http import HTTPStatus
 from typing import Self, TypeVar
@@ -87,6 +87,11 @@ class _AllReply(msgspec.Struct):
     next_position: str = ""
 
 
+class _ResetReply(msgspec.Struct):
+    succeed_count: int = 0
+    has_remaining: bool = False
+
+
 GlobalTransactions = list[GlobalTransaction]  # inside the class, `list` is its method
 
 
@@ -94,7 +99,8 @@ class DtmClient:
     """One coordinator. The gRPC channel is the caller's to close; `close()` ends what the client opened itself.
 
     `address` (`host:port`) is the channel's, told to branches as `dtm-dtm`; `http_url` is the base of the query
-    API, for example `http://127.0.0.1:36789`. Every method raises Refused, Ongoing or Unavailable.
+    API, for example `http://127.0.0.1:36789`; `credentials` are for the branches that it calls itself. Every method
+    raises Refused, Ongoing or Unavailable.
     """
 
     def __init__(
@@ -105,9 +111,10 @@ class DtmClient:
         http_url: str | None = None,
         timeout_ms: int = 5_000,
         channels: Channels | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         self.address = address
-        self.channels = channels or Channels()
+        self.channels = channels or Channels(credentials)
         self._owns_channels = channels is None
         self._stub = DtmStub(channel)
         self._http_url = http_url.rstrip("/") if http_url else None
@@ -138,13 +145,18 @@ class DtmClient:
         *,
         trans_type: str = "tcc",
         options: TransOptions = DEFAULTS,
+        steps: str = "",
+        payloads: Sequence[bytes] = (),
         timeout_ms: int | None = None,
     ) -> None:
         """Decides the transaction: commit. Send it once, and only for a gid whose Prepare succeeded.
 
         A DTM server accepts an unknown gid and confirms nothing, and a second Submit makes it forget the branches.
+        Patterns without Prepare bring their branches along: `steps` is JSON, with one of `payloads` for each step.
         """
-        request = DtmRequest(Gid=gid, TransType=trans_type, TransOptions=options.message())
+        request = DtmRequest(
+            Gid=gid, TransType=trans_type, TransOptions=options.message(), Steps=steps, BinPayloads=payloads
+        )
         await self._call("Submit", self._stub.Submit(request, timeout=(timeout_ms or self._timeout_ms) / 1000))
 
     async def abort(
@@ -160,6 +172,14 @@ class DtmClient:
         """The transaction and its branches; None: the coordinator does not know the gid."""
         reply = await self._get("/api/dtmsvr/query", {"gid": gid}, _QueryReply)
         return reply.transaction.value(reply.branches or []) if reply.transaction else None
+
+    async def reset_cron_time(self, *, later_than_s: int, limit: int = PAGE) -> int:
+        """Has unfinished transactions tried again now whose next attempt is further away than that; how many.
+
+        Their pauses have doubled while something was down; call it when that is up again.
+        """
+        query = {"timeout": str(later_than_s), "limit": str(limit)}
+        return (await self._get("/api/dtmsvr/resetCronTime", query, _ResetReply)).succeed_count
 
     async def close(self) -> None:
         if self._http is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 
 REQUESTS = Counter("seckill_front_orders_total", "Order requests by their answer", ["api", "code"])
 LATENCY = Histogram(
@@ -16,10 +16,6 @@ BATCH_SIZE = Histogram(
     "Orders in one call of the admission script",
     buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000),
 )
-REPUBLISHED = Counter("seckill_front_republished_total", "Pending ledger entries published again", ["result"])
-LEDGER_ENTRIES = Gauge("seckill_ledger_entries", "Orders that were accepted and have not ended", ["product_id"])
-LEDGER_PARKED = Gauge("seckill_ledger_parked", "Ledger entries whose records are dead letters", ["product_id"])
-LEDGER_OLDEST = Gauge("seckill_ledger_oldest_seconds", "Age of the oldest pending entry", ["product_id"])
 
 
 class OrderMetrics:

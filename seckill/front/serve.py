@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,14 +11,15 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from seckill.admission import Admission
+from seckill.dtm.serving import SERVER_OPTIONS, add_port
 from seckill.front.grpc import SeckillService
 from seckill.front.http import FrontParts, create_app
 from seckill.front.intake import Intake, Publisher
 from seckill.front.product_client import ProductClient
-from seckill.front.republish import Republisher
 from seckill.front.sale_desk import SaleDesk
 from seckill.ops import PortInUse, Readiness, serve_http
-from seckill.settings import FrontSettings
+from seckill.security import front_files, server_credentials
+from seckill.settings import NO_TLS, FrontSettings, TlsSettings
 from seckill.wire import seckill_pb2_grpc
 
 log = structlog.get_logger(__name__)
@@ -41,13 +41,14 @@ async def serve_front(
     settings: FrontSettings,
     *,
     admission: Admission,
-    republish_after_ms: int,
     publisher: Publisher,
     product: grpc.aio.Channel,
     product_address: str,
+    tls: TlsSettings = NO_TLS,
 ) -> AsyncIterator[ServedFront]:
     """Serves until the block ends. Then: unready, no new orders, those under way are finished within
-    `drain_timeout_ms`. Raises PortInUse. Admission and the publisher stay the caller's to close.
+    `drain_timeout_ms`. Admission and the publisher stay the caller's to close. `tls` is for gRPC; HTTP has its own in
+    `settings`. Raises PortInUse and CertificateProblem.
     """
     products = ProductClient(product, address=product_address)
     intake = Intake(
@@ -61,18 +62,18 @@ async def serve_front(
     )
     parts = FrontParts(intake, admission.ledger, SaleDesk(products, admission.sales), readiness)
     service = SeckillService(intake, products, admission.sales)
-    republisher = Republisher(
-        admission.ledger,
-        publisher,
-        every_ms=settings.republish_every_ms,
-        batch_max=settings.republish_batch_max,
-        republish_after_ms=republish_after_ms,
-    )
     app = create_app(settings, parts)
+    front_files(settings).check()
     async with (
-        serve_http(app, settings.http, drain_timeout_ms=settings.drain_timeout_ms) as http_address,
-        _serve_grpc(service, settings) as grpc_address,
-        _background(republisher),
+        serve_http(
+            app,
+            settings.http,
+            drain_timeout_ms=settings.drain_timeout_ms,
+            connections_max=settings.connections_max,
+            certificate=settings.tls_certificate,
+            key=settings.tls_key,
+        ) as http_address,
+        _serve_grpc(service, settings, server_credentials(tls)) as grpc_address,
     ):
         try:
             log.info("front_serving", http=http_address, grpc=grpc_address)
@@ -84,16 +85,18 @@ async def serve_front(
 
 
 @asynccontextmanager
-async def _serve_grpc(service: SeckillService, settings: FrontSettings) -> AsyncIterator[str]:
+async def _serve_grpc(
+    service: SeckillService, settings: FrontSettings, credentials: grpc.ServerCredentials | None
+) -> AsyncIterator[str]:
     server = grpc.aio.server(
-        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", GRPC_REQUEST_BYTES_MAX)],
+        options=[*SERVER_OPTIONS, ("grpc.max_receive_message_length", GRPC_REQUEST_BYTES_MAX)],
         maximum_concurrent_rpcs=GRPC_CALLS_MAX,
     )
     seckill_pb2_grpc.add_SeckillServicer_to_server(service, server)
     healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs lack `aio`
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     try:
-        port = server.add_insecure_port(settings.grpc)
+        port = add_port(server, settings.grpc, credentials)
     except RuntimeError as error:
         raise PortInUse(settings.grpc, str(error)) from error
     await server.start()
@@ -105,13 +108,3 @@ async def _serve_grpc(service: SeckillService, settings: FrontSettings) -> Async
         await healthy.enter_graceful_shutdown()
         service.drain()
         await server.stop(settings.drain_timeout_ms / 1_000)
-
-
-@asynccontextmanager
-async def _background(republisher: Republisher) -> AsyncIterator[None]:
-    task = asyncio.create_task(republisher.run(), name="republisher")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])

@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from seckill.domain.errors import PublishUnknown
+from seckill.messaging.connection import connection, start
 from seckill.messaging.envelope import Record
 from seckill.settings import KafkaSettings
 
@@ -47,6 +48,46 @@ async def consumer_lag(settings: KafkaSettings) -> list[PartitionLag]:
     ]
 
 
+async def oldest_uncommitted_ms(settings: KafkaSettings, *, within_ms: int = 10_000) -> int | None:
+    """When the oldest record that the group has not committed was written, over all partitions of the topic.
+
+    None: it has committed everything. Raises PublishUnknown when that cannot be read.
+    """
+    async with _onlooker(settings, settings.topic, group=settings.group, within_ms=within_ms) as (consumer, partitions):
+        behind = await _seek_to_committed(consumer, partitions)
+        oldest: dict[TopicPartition, int] = {}
+        while behind - oldest.keys():
+            batches = await consumer.getmany(*(behind - oldest.keys()), timeout_ms=200, max_records=len(behind))
+            for partition, records in batches.items():
+                oldest.setdefault(partition, min(record.timestamp for record in records))
+    return min(oldest.values(), default=None)
+
+
+async def read_uncommitted(settings: KafkaSettings, *, within_ms: int = 60_000) -> list[Record]:
+    """Every record of the topic that the group has not committed. Raises PublishUnknown when they cannot be read."""
+    records: list[Record] = []
+    async with _onlooker(settings, settings.topic, group=settings.group, within_ms=within_ms) as (consumer, partitions):
+        ends = await consumer.end_offsets(partitions)
+        behind = await _seek_to_committed(consumer, partitions)
+        while any([await consumer.position(each) < ends[each] for each in behind]):
+            batches = await consumer.getmany(*behind, timeout_ms=200)
+            records += [_record(each) for batch in batches.values() for each in batch]
+    return records
+
+
+async def _seek_to_committed(consumer: Any, partitions: list[TopicPartition]) -> set[TopicPartition]:
+    """Each partition to where the group goes on; those that hold records from there."""
+    beginnings = await consumer.beginning_offsets(partitions)
+    ends = await consumer.end_offsets(partitions)
+    behind = set()
+    for partition in partitions:
+        start_at = max(beginnings[partition], await consumer.committed(partition) or 0)
+        consumer.seek(partition, start_at)
+        if start_at < ends[partition]:
+            behind.add(partition)
+    return behind
+
+
 async def read_topic(settings: KafkaSettings, topic: str, *, within_ms: int = 60_000) -> list[Record]:
     """Every record that the topic holds now, in the order of each partition. Raises PublishUnknown."""
     records: list[Record] = []
@@ -61,13 +102,32 @@ async def read_topic(settings: KafkaSettings, topic: str, *, within_ms: int = 60
     return records
 
 
+async def oldest_record_ms(settings: KafkaSettings, topic: str, *, within_ms: int = 60_000) -> int | None:
+    """The lowest time among the first records that the partitions still hold; None when there is no record at all.
+
+    Raises PublishUnknown.
+    """
+    found: dict[TopicPartition, int] = {}
+    async with _onlooker(settings, topic, group=None, within_ms=within_ms) as (consumer, partitions):
+        if not partitions:
+            return None
+        ends = await consumer.end_offsets(partitions)
+        await consumer.seek_to_beginning(*partitions)
+        while waiting := [
+            each for each in partitions if each not in found and await consumer.position(each) < ends[each]
+        ]:
+            for partition, batch in (await consumer.getmany(*waiting, timeout_ms=200)).items():
+                found[partition] = batch[0].timestamp
+    return min(found.values(), default=None)
+
+
 @asynccontextmanager
 async def _onlooker(
     settings: KafkaSettings, topic: str, *, group: str | None, within_ms: int
 ) -> AsyncIterator[tuple[Any, list[TopicPartition]]]:
     """A consumer assigned to the topic's partitions by hand (none when the topic does not exist)."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.bootstrap,
+        **connection(settings),
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
@@ -75,7 +135,7 @@ async def _onlooker(
     )
     try:
         async with asyncio.timeout(within_ms / 1000):
-            await consumer.start()
+            await start(consumer, settings)
             numbers = await _partitions(consumer, topic)
             partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
             consumer.assign(partitions)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from seckill.domain.order import MAX_ID, Sale
 from seckill.dtm.tcc_branch import InvalidRequest
 from seckill.product.decide import Group, Reservation, Wanted
+from seckill.product.holds import Hold
 from seckill.product.products import Product
 from seckill.wire import product_pb2
 
@@ -53,6 +54,18 @@ def reservation_message(row: Reservation) -> product_pb2.Reservation:
     )
 
 
+def hold_message(hold: Hold) -> product_pb2.StaleHold:
+    return product_pb2.StaleHold(
+        gid=hold.gid,
+        branch_id=hold.branch_id,
+        sale_id=hold.sale_id,
+        product_id=hold.product_id,
+        orders=hold.orders,
+        units=hold.units,
+        age_ms=hold.age_ms,
+    )
+
+
 def sale_message(sale: Sale) -> product_pb2.Sale:
     return product_pb2.Sale(
         sale_id=sale.sale_id,
@@ -82,6 +95,7 @@ def product_message(row: Product) -> product_pb2.ProductItem:
         cateid=row.cateid,
         price=row.price_cents / 100,
         status=row.status,
+        update_time=row.updated_at_ms // 1_000,
     )
 
 

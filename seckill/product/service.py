@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -21,23 +22,40 @@ from seckill.domain.order import MAX_KEY_LENGTH, NewSale
 from seckill.dtm.barrier import in_transaction
 from seckill.dtm.database import create_engine
 from seckill.dtm.protocol import CANCEL, CONFIRM, TRY
-from seckill.dtm.serving import BranchServer, Status, branch_context, serve_on_database
+from seckill.dtm.serving import BranchPort, BranchServer, Status, branch_context, serve_on_database
 from seckill.dtm.tcc_branch import InvalidRequest
-from seckill.product import branches, products, reservations, sales
+from seckill.product import branches, holds, products, reservations, sales
 from seckill.product.messages import (
     ITEMS_MAX,
     group_of,
+    hold_message,
     in_range,
     order_key,
     product_message,
     reservation_message,
     sale_message,
 )  # fmt: skip
-from seckill.product.tables import NAME_LENGTH, REASON_LENGTH, metadata
-from seckill.settings import ProductSettings
-from seckill.wire import product_pb2, product_pb2_grpc
+from seckill.product.saga_calls import ProductClientService, decr_stock, decr_stock_revert
+from seckill.product.tables import NAME_LENGTH, REASON_LENGTH
+from seckill.schema import require
+from seckill.security import database_context, server_credentials
+from seckill.settings import NO_TLS, ProductSettings, TlsSettings
+from seckill.wire import product_pb2, product_pb2_grpc, productclient_pb2_grpc
 
-NAMES = ("product.Product", "product.Sales")
+NAMES = ("product.Product", "product.Sales", "productclient.Product")
+
+BRANCH_METHODS = (
+    "/product.Product/CheckProductStock",
+    "/product.Product/UpdateProductStock",
+    "/product.Product/RollbackProductStock",
+    "/product.Product/DecrStock",
+    "/product.Product/DecrStockRevert",
+    "/productclient.Product/DecrStock",
+    "/productclient.Product/DecrStockRevert",
+)
+"""What a coordinator calls: all that the branch port serves."""
+
+HOLDS_MAX = 1_000
 
 Sessions = async_sessionmaker[AsyncSession]
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -49,23 +67,29 @@ _CHANGE_ID = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY_LENGTH}}}", re.ASCII)
 log = structlog.get_logger(__name__)
 
 
-def serve_product(settings: ProductSettings) -> AbstractAsyncContextManager[BranchServer]:
-    """Serves until the block ends, then drains. Port 0 takes a free port; missing tables are made."""
+def serve_product(settings: ProductSettings, tls: TlsSettings = NO_TLS) -> AbstractAsyncContextManager[BranchServer]:
+    """Serves until the block ends, then drains. Port 0 takes a free port. Raises SchemaOutdated."""
 
     def register(server: grpc.aio.Server, sessions: Sessions) -> None:
         product_pb2_grpc.add_ProductServicer_to_server(ProductService(sessions), server)
+        productclient_pb2_grpc.add_ProductServicer_to_server(ProductClientService(sessions), server)
         product_pb2_grpc.add_SalesServicer_to_server(SalesService(sessions), server)
 
     return serve_on_database(
         settings.grpc,
         register,
         engine=create_engine(
-            settings.database_url.get_secret_value(), pool_size=settings.pool_size, lock_wait_s=settings.lock_wait_s
+            settings.database_url.get_secret_value(),
+            pool_size=settings.pool_size,
+            lock_wait_s=settings.lock_wait_s,
+            tls=database_context("product", settings),
         ),
-        tables=metadata,
+        require_schema=partial(require, "product"),
         names=NAMES,
         status_of=status_of,
         drain_timeout_ms=settings.drain_timeout_ms,
+        credentials=server_credentials(tls),
+        branch_port=BranchPort(settings.branch_grpc, BRANCH_METHODS) if settings.branch_grpc else None,
     )
 
 
@@ -118,6 +142,16 @@ class ProductService(product_pb2_grpc.ProductServicer):
         await self._run(lambda session: branches.cancel(session, branch, now_ms=_now_ms()))
         return product_pb2.UpdateProductStockResponse()
 
+    async def DecrStock(self, request: product_pb2.DecrStockRequest, context: Context) -> product_pb2.DecrStockResponse:
+        await decr_stock(self._sessions, request, context)
+        return product_pb2.DecrStockResponse()
+
+    async def DecrStockRevert(
+        self, _request: product_pb2.DecrStockRequest, context: Context
+    ) -> product_pb2.DecrStockResponse:
+        await decr_stock_revert(self._sessions, context)
+        return product_pb2.DecrStockResponse()
+
     async def ReservationsOfGid(
         self, request: product_pb2.ReservationsOfGidRequest, _context: Context
     ) -> product_pb2.ReservationsReply:
@@ -134,6 +168,34 @@ class ProductService(product_pb2_grpc.ProductServicer):
         keys = [order_key(f"order_ids[{index}]", key) for index, key in enumerate(request.order_ids)]
         rows = await self._run(lambda session: reservations.reservations_of_orders(session, keys))
         return product_pb2.ReservationsReply(reservations=map(reservation_message, rows.values()))
+
+    async def ReservationsOfSale(
+        self, request: product_pb2.ReservationsOfSaleRequest, _context: Context
+    ) -> product_pb2.ReservationsReply:
+        limit = in_range("limit", request.limit, low=1)
+        if limit > ITEMS_MAX:
+            raise InvalidRequest("limit", f"{limit}, {ITEMS_MAX} is the most")
+        after = (in_range("after_user_id", request.after_user_id, low=0), request.after_order_id)
+        sale_id = in_range("sale_id", request.sale_id, low=1)
+        rows = await self._run(
+            lambda session: reservations.reservations_of_sale(session, sale_id, after=after, limit=limit)
+        )
+        return product_pb2.ReservationsReply(reservations=map(reservation_message, rows))
+
+    async def StaleHolds(
+        self, request: product_pb2.StaleHoldsRequest, _context: Context
+    ) -> product_pb2.StaleHoldsReply:
+        limit = in_range("limit", request.limit, low=1)
+        if limit > HOLDS_MAX:
+            raise InvalidRequest("limit", f"{limit}, {HOLDS_MAX} is the most")
+        older_than_ms = in_range("older_than_ms", request.older_than_ms, low=0)
+        newer_than_ms = in_range("newer_than_ms", request.newer_than_ms, low=0) or None
+        found = await self._run(
+            lambda session: holds.stale_holds(
+                session, older_than_ms=older_than_ms, newer_than_ms=newer_than_ms, limit=limit
+            )
+        )
+        return product_pb2.StaleHoldsReply(holds=map(hold_message, found))
 
     async def RejectReservations(
         self, request: product_pb2.RejectReservationsRequest, _context: Context

@@ -64,7 +64,7 @@ def copy_project(folder: Path) -> None:
 def run_test(folder: Path, arguments: list[str]) -> tuple[int, str]:
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--side", "embedded", *arguments],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr

@@ -1,0 +1,297 @@
+"""Reconcile: what accepted orders and undecided transactions need when somebody died in between.
+
+    ledger entries past their time ─▶ read the reservation ─▶ sold, rejected  ─▶ settle
+                                                           ├▶ frozen          ─▶ wait on
+                                                           └▶ released, none  ─▶ publish again, if its record is gone by
+    open sales that Redis lost     ─▶ rebuild (rebuild.py)
+    branches undecided for long    ─▶ ask the coordinator  ─▶ carries it      ─▶ try again now
+                                                           └▶ lost, finished  ─▶ end it as it stands
+
+Two of them do no harm: an entry is claimed by compare-and-set, settling is idempotent, and a branch is decided once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import structlog
+from prometheus_client import Counter as Metric
+from prometheus_client import Gauge
+
+from consumers.rebuild import Rebuilder
+from seckill.admission.ledger import Ledger, LedgerEntry
+from seckill.admission.rebuild import RebuildBook, Standing
+from seckill.checkout.orphans import End, Look, Orphans
+from seckill.checkout.reservations import Reservations, outcome_of
+from seckill.domain.errors import BranchFailed, PublishUnknown, SeckillError
+from seckill.domain.order import Order, Sale
+from seckill.domain.outcomes import Confirmed, Failed, Rejected, Undecided
+from seckill.dtm.client import DtmClient
+from seckill.dtm.errors import CallFailed
+from seckill.messaging.publisher import Publisher
+
+log = structlog.get_logger()
+
+DONE = Metric("seckill_reconciled_total", "What reconcile did, by kind", ["what"])
+FAILED = Metric("seckill_reconcile_failed_total", "Looks that a dependency cut short", ["look"])
+LOST_SALES = Gauge("seckill_lost_sales", "Open sales that Redis does not hold, or holds from before a restart")
+LEDGER_ENTRIES = Gauge("seckill_ledger_entries", "Orders that were accepted and have not ended", ["product_id"])
+LEDGER_PARKED = Gauge("seckill_ledger_parked", "Ledger entries whose records are dead letters", ["product_id"])
+LEDGER_OLDEST = Gauge("seckill_ledger_oldest_seconds", "Age of the oldest pending entry", ["product_id"])
+ORPHANS = Gauge("seckill_undecided_branches", "Branches that hold units and are undecided for long")
+
+LOOK_BACK_MARGIN_MS = 5_000
+"""Overlap of one look for old branches with the one before, for clocks that count whole seconds."""
+
+MISSING_FOR_MS = 5_000
+"""A sale that Redis does not hold for so long is lost, and not just about to be warmed."""
+
+SalesOnOffer = Callable[[], Awaitable[Sequence[Sale]]]
+"""The sales that their rows say are open or paused."""
+
+Watermark = Callable[[], Awaitable[int | None]]
+"""When the oldest record that the group has not committed was written (ms); None: everything has been passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcileLimits:
+    every_ms: int
+    batch_max: int  # entries of one product in a look
+    republish_after_ms: int
+    publish_within_ms: int  # from an entry's time of publishing to its record's own time, clocks included
+    undecided_wait_ms: int
+    orphan_after_ms: int
+    orphans_max: int  # branches in a look
+    rebuild_patience_ms: int  # after which another one's rebuild counts as dead
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a look found and did: `settled`, `waiting`, `republished`, `publish_unknown`, `slow`, `conflicting`,
+    `orphan_confirmed`, `orphan_cancelled`, `carried`, `contradicting`, `rebuilt`.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    cut_short: dict[str, str] = field(default_factory=dict)  # look → the error that ended it
+
+    def note(self, what: str, number: int = 1) -> None:
+        if number:
+            self.counts[what] += number
+            DONE.labels(what).inc(number)
+
+
+@dataclass(slots=True)
+class _Sorted:
+    """The entries of a look by what their reservations say."""
+
+    ended: list[tuple[Order, Confirmed | Rejected]] = field(default_factory=list)
+    waiting: list[Order] = field(default_factory=list)
+    free: list[LedgerEntry] = field(default_factory=list)
+    conflicting: list[Order] = field(default_factory=list)
+
+
+class Reconciler:
+    """Opens nothing: everything it uses is its caller's."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        rebuilds: RebuildBook,
+        rebuilder: Rebuilder,
+        sales: SalesOnOffer,
+        reservations: Reservations,
+        orphans: Orphans,
+        client: DtmClient,
+        publisher: Publisher,
+        watermark: Watermark,
+        limits: ReconcileLimits,
+    ) -> None:
+        self._ledger = ledger
+        self._rebuilds = rebuilds
+        self._rebuilder = rebuilder
+        self._sales = sales
+        self._reservations = reservations
+        self._orphans = orphans
+        self._client = client
+        self._publisher = publisher
+        self._watermark = watermark
+        self._limits = limits
+        self._stopping = asyncio.Event()
+        self._missed_at_s: dict[int, float] = {}  # sale id → when it was found missing first
+        self._looked_at_s: float | None = None  # monotonic: when old branches were last looked for
+        self._oldest_age_ms = 0  # of those that were found then
+
+    def stop(self) -> None:
+        """`run` returns after the look that is under way."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Until `stop`. A dependency that is down is waited for; nothing here ends a role."""
+        while not self._stopping.is_set():
+            findings = await self.once()
+            if findings.counts:
+                log.info("reconciled", **findings.counts)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.every_ms / 1_000):
+                    await self._stopping.wait()
+
+    async def once(self) -> Findings:
+        """One look at everything; each part is tried whatever becomes of the others."""
+        findings = Findings()
+        await self._attempt("sales", self._look_at_sales(findings), findings)
+        await self._attempt("ledger", self._look_at_ledger(findings), findings)
+        await self._attempt("orphans", self._look_for_orphans(findings), findings)
+        return findings
+
+    async def _attempt(self, look: str, work: Awaitable[None], findings: Findings) -> None:
+        try:
+            await work
+        except SeckillError as error:
+            FAILED.labels(look).inc()
+            findings.cut_short[look] = str(error)
+            log.warning("reconcile_waits", look=look, error=str(error))
+        except Exception as error:
+            FAILED.labels(look).inc()
+            findings.cut_short[look] = repr(error)
+            log.exception("reconcile_failed", look=look)  # the loop must outlive what nobody foresaw
+
+    # --- sales that Redis lost -------------------------------------------------------------------------------------
+
+    async def _look_at_sales(self, findings: Findings) -> None:
+        lost = [sale for sale in await self._sales() if await self._is_lost(sale)]
+        LOST_SALES.set(len(lost))
+        if lost:
+            findings.note("rebuilt", len(await self._rebuilder.rebuild(lost)))
+            LOST_SALES.set(0)
+
+    async def _is_lost(self, sale: Sale) -> bool:
+        match await self._rebuilds.standing(sale, patience_ms=self._limits.rebuild_patience_ms):
+            case Standing.OLD:
+                return True
+            case Standing.MISSING:
+                missed_at_s = self._missed_at_s.setdefault(sale.sale_id, time.monotonic())
+                return time.monotonic() - missed_at_s >= MISSING_FOR_MS / 1_000
+            case _:
+                self._missed_at_s.pop(sale.sale_id, None)
+                return False
+
+    # --- the ledger ----------------------------------------------------------------------------------------------
+
+    async def _look_at_ledger(self, findings: Findings) -> None:
+        for product_id in await self._ledger.products():
+            await self._gauge(product_id)
+            due = await self._ledger.due(product_id, limit=self._limits.batch_max)
+            if due:
+                await self._handle(due, findings)
+
+    async def _handle(self, due: Sequence[LedgerEntry], findings: Findings) -> None:
+        """Entries of one product that are past their time."""
+        rows = await self._reservations.of_orders([entry.order for entry in due])
+        found = _Sorted()
+        for entry in due:
+            order = entry.order
+            match outcome_of(order, rows.get(order.key), gid=""):
+                case Confirmed() | Rejected() as end:
+                    found.ended.append((order, end))
+                case Undecided():
+                    found.waiting.append(order)
+                case Failed():
+                    log.error("ledger_entry_conflicts", order_id=order.order_id)
+                    found.conflicting.append(order)
+                case _:
+                    found.free.append(entry)
+        if found.ended:
+            await self._ledger.settle(found.ended)
+        await self._ledger.postpone([*found.waiting, *found.conflicting], delay_ms=self._limits.undecided_wait_ms)
+        findings.note("settled", len(found.ended))
+        findings.note("waiting", len(found.waiting))
+        findings.note("conflicting", len(found.conflicting))
+        if found.free:
+            await self._publish_lost(found.free, findings)
+
+    async def _publish_lost(self, entries: Sequence[LedgerEntry], findings: Findings) -> None:
+        """Publishes again what the group has passed, or never got; what is only slow waits on."""
+        oldest_ms = await self._watermark()
+        passed: list[LedgerEntry] = []
+        slow: list[Order] = []
+        for entry in entries:
+            if oldest_ms is None or entry.published_at_ms + self._limits.publish_within_ms < oldest_ms:
+                passed.append(entry)
+            else:
+                slow.append(entry.order)
+        await self._ledger.postpone(slow, delay_ms=self._limits.republish_after_ms)
+        findings.note("slow", len(slow))
+        taken = await self._ledger.claim(passed, republish_after_ms=self._limits.republish_after_ms)
+        acknowledged = sum(await asyncio.gather(*map(self._publish, taken)))
+        findings.note("republished", acknowledged)
+        findings.note("publish_unknown", len(taken) - acknowledged)
+
+    async def _publish(self, order: Order) -> bool:
+        try:
+            await self._publisher.publish(order)
+        except PublishUnknown as error:
+            log.warning("republish_unknown", order_id=order.order_id, error=str(error))
+            return False  # it is due again later
+        return True
+
+    async def _gauge(self, product_id: int) -> None:
+        stats = await self._ledger.stats(product_id)
+        LEDGER_ENTRIES.labels(product_id).set(stats.entries)
+        LEDGER_PARKED.labels(product_id).set(stats.parked)
+        LEDGER_OLDEST.labels(product_id).set(stats.oldest_age_ms / 1_000)
+
+    # --- undecided branches --------------------------------------------------------------------------------------
+
+    async def _look_for_orphans(self, findings: Findings) -> None:
+        """Branches that have held units for long: each is asked for at its coordinator."""
+        began_s = time.monotonic()
+        holds = await self._orphans.holds(
+            older_than_ms=self._limits.orphan_after_ms,
+            newer_than_ms=self._look_back_ms(began_s),
+            limit=self._limits.orphans_max,
+        )
+        ORPHANS.set(len(holds))
+        carried = 0
+        for gid in dict.fromkeys(hold.gid for hold in holds):
+            carried += await self._end_orphan(await self._orphans.look(gid), findings) is End.CARRIED
+        if carried:
+            await self._hasten()
+            findings.note("carried", carried)
+        # Only now: had a look failed half way, the next one has to go back as far again.
+        self._looked_at_s = began_s
+        self._oldest_age_ms = max((hold.age_ms for hold in holds), default=0)
+
+    async def _end_orphan(self, look: Look, findings: Findings) -> End | None:
+        """None: the branches contradict, which needs a person; the next look comes upon it again."""
+        try:
+            end = await self._orphans.end(look)
+        except BranchFailed as error:
+            log.error("orphan_contradicts", gid=look.gid, error=str(error))  # noqa: TRY400 - the line says it all
+            findings.note("contradicting")
+            return None
+        if end is not End.CARRIED:
+            findings.note(f"orphan_{end.value}")
+        return end
+
+    def _look_back_ms(self, now_s: float) -> int | None:
+        """How old a branch may be to be new to us, or known from the last look; None: the first look, at all."""
+        if self._looked_at_s is None:
+            return None
+        since_ms = int((now_s - self._looked_at_s) * 1_000)
+        return since_ms + max(self._oldest_age_ms, self._limits.orphan_after_ms) + LOOK_BACK_MARGIN_MS
+
+    async def _hasten(self) -> None:
+        """Pauses double while something is down; it may be up again."""
+        try:
+            count = await self._client.reset_cron_time(later_than_s=self._limits.orphan_after_ms // 1_000)
+        except CallFailed as error:
+            log.warning("coordinator_not_hastened", error=str(error))
+        else:
+            if count:
+                log.info("coordinator_hastened", transactions=count)
