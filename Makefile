@@ -5,8 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
+ON ?= embedded
 
-.PHONY: help install demo up test check mutants proto lock format clean
+.PHONY: help install services demo up test check mutants proto lock format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,8 +23,11 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: install  ## a whole flash sale on the embedded servers; options: make demo ARGS="--buyers 2000 --json"
-	@$(BIN)/seckill demo $(ARGS)
+services: install  ## real Kafka, Redis, MariaDB and DTM for the tests: what is missing of the programs (Debian, as root)
+	@$(BIN)/python -m tests.servers install
+
+demo: install  ## a whole flash sale on the embedded servers, or on real ones: make demo ON=real ARGS="--buyers 2000"
+	@$(if $(filter real,$(ON)),$(BIN)/python -m tests.servers run -- )$(BIN)/seckill demo $(ARGS)
 
 up: install  ## the embedded pipeline stays up for playing
 	@$(BIN)/seckill up $(ARGS)
@@ -51,6 +55,9 @@ lock: install  ## pin the newest versions that pyproject.toml allows, with hashe
 	    --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
 	    $${group:+--group dev} pyproject.toml --output-file requirements$$group.lock || exit 1; \
 	done
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+	  --group build --output-file requirements-build.lock
 
 format: install  ## ruff's fixes and format
 	@$(BIN)/ruff check --fix .

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -131,7 +132,7 @@ class FrontClient:
                 raw = await response.read()
                 if response.status in accept:
                     return _object(raw, self.base_url)
-                raise _problem(response, raw)
+                raise _problem(response, raw, self.base_url)
         except _NEVER_SENT as error:
             raise FrontUnavailable(self.base_url, reason_of(error), maybe_done=False) from error
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -140,24 +141,29 @@ class FrontClient:
 
 @asynccontextmanager
 async def open_front(
-    address: str, *, operator_token: str | None = None, timeout_s: float = 15, connections_max: int = 100
+    address: str,
+    *,
+    operator_token: str | None = None,
+    timeout_s: float = 15,
+    connections_max: int = 100,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[FrontClient]:
-    """A client of the front at `host:port` (or a whole `http(s)://` URL). Connects on first use."""
+    """A client of the front at `host:port` (or a whole `http(s)://` URL). Connects on first use; HTTPS with `tls`."""
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=connections_max),
+        connector=aiohttp.TCPConnector(limit=connections_max, ssl=tls or True),
         timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=5),
         trust_env=False,
     ) as session:
-        yield FrontClient(session, front_url(address), operator_token)
+        yield FrontClient(session, front_url(address, https=tls is not None), operator_token)
 
 
-def front_url(address: str) -> str:
+def front_url(address: str, *, https: bool = False) -> str:
     """The URL of an address as the settings write it; one that listens everywhere is reached on loopback."""
     if "://" in address:
         return address.rstrip("/")
     host, _, port = address.rpartition(":")
     reached = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104 - where to connect, not to listen
-    return f"http://{reached}:{port}"
+    return f"http{'s' if https else ''}://{reached}:{port}"
 
 
 def _object(raw: bytes, base_url: str) -> Json:
@@ -169,15 +175,19 @@ def _object(raw: bytes, base_url: str) -> Json:
         ) from error
 
 
-def _problem(response: aiohttp.ClientResponse, raw: bytes) -> Problem:
+def _problem(response: aiohttp.ClientResponse, raw: bytes, base_url: str) -> SeckillError:
+    """The front refuses with a problem document that has a code; whatever refuses without one is no front."""
     try:
         document = msgspec.json.decode(raw, type=Json)
     except msgspec.DecodeError:
-        document = {"detail": raw[:200].decode("utf-8", errors="replace")}
+        document = {}
+    if "code" not in document:
+        detail = f"answered with HTTP {response.status} and no problem document, as no front does"
+        return FrontUnavailable(base_url, detail, maybe_done=response.status >= 500)
     facts = {key: value for key, value in document.items() if key not in {"type", "title", "status", "detail", "code"}}
     return Problem(
         response.status,
-        str(document.get("code") or f"HTTP_{response.status}"),
+        str(document["code"]),
         str(document.get("detail") or document.get("title") or response.reason or ""),
         facts,
         _seconds(response.headers.get("Retry-After")),

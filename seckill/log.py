@@ -32,6 +32,8 @@ def configure_logging(level: str = "info", *, json_lines: bool = False, colors: 
     handler.setFormatter(_library_lines(renderer))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
+    # It warns of each row that an insert-ignore leaves alone: what the barrier expects of every repeat and cancel.
+    logging.getLogger("asyncmy").setLevel(logging.ERROR)
 
 
 def _library_lines(renderer: structlog.typing.Processor) -> logging.Formatter:

@@ -10,43 +10,58 @@ import asyncio
 import secrets
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
 import structlog
 from aiokafka import AIOKafkaConsumer
-from aiokafka.errors import KafkaError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import SecretStr
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
 
+from consumers.rebuild import Rebuilder
+from consumers.reconcile import ReconcileLimits, Reconciler
 from consumers.seckill_rmq import SeckillCarrier
 from seckill.admission import open_admission
 from seckill.checkout.late import LateAdmission
+from seckill.checkout.orphans import Orphans
 from seckill.checkout.reservations import Reservations
 from seckill.checkout.tcc import TccCheckout, TccPlan
+from seckill.client import front_url
 from seckill.coordinator.server import serve_coordinator
-from seckill.domain.errors import ProductUnavailable, PublishUnknown, SeckillError
+from seckill.doctor.start import (
+    opening_database,
+    refuse_strangers_of_front,
+    refuse_strangers_of_worker,
+    require_database,
+)
+from seckill.domain.errors import OrderUnavailable, ProductUnavailable, PublishUnknown
+from seckill.domain.order import Sale
 from seckill.domain.retry import RetryPolicy
-from seckill.dtm.channels import CHANNEL_OPTIONS
+from seckill.dtm.channels import open_channel as dial
 from seckill.dtm.client import DtmClient
 from seckill.dtm.protocol import TransOptions
 from seckill.dtm.serving import BranchServer
 from seckill.embedded import embedded_kafka, embedded_redis
 from seckill.front.metrics import BATCH_SIZE
+from seckill.front.product_client import ProductClient
 from seckill.front.serve import serve_front
+from seckill.messaging.connection import connection, start
 from seckill.messaging.dead_letters import DeadLetters
+from seckill.messaging.lag import oldest_uncommitted_ms, read_topic, read_uncommitted
 from seckill.messaging.publisher import open_publisher
 from seckill.messaging.worker import Carrier, Worker, WorkerLimits
-from seckill.ops import Readiness, serve_ops
+from seckill.ops import Check, Readiness, serve_ops
 from seckill.order.service import serve_order
+from seckill.plaintext import warn_of_plaintext
 from seckill.product.service import serve_product
-from seckill.settings import KafkaSettings, ServiceSettings, Settings
+from seckill.schema import upgrade
+from seckill.security import channel_credentials
+from seckill.settings import NO_TLS, KafkaSettings, ServiceSettings, Settings, SettingsError, TlsSettings, listening
 
 log = structlog.get_logger()
 
@@ -55,6 +70,9 @@ STOP_LIMITS_S = (5, 1, 1)
 
 UNPOLLED_MS_MAX = 2**31 - 1
 """How long a consumer may not poll before it leaves the group: as good as for ever."""
+
+REBUILD_MARGIN_MS = 60_000
+"""How long a rebuild may read the stores before another one takes it for dead."""
 
 REJOIN_MARGIN_MS = 5_000
 """How much longer than a session a consumer waits for an answer of the group, as Kafka's own client does."""
@@ -73,45 +91,28 @@ class NotInGroup(Exception):
     """The worker is up, and waits for its partitions."""
 
 
-class DatabaseUnavailable(SeckillError):
-    """A role's own database does not open; names the setting, and the address without its password."""
-
-    retryable = True
-
-    def __init__(self, setting: str, url: str, detail: str) -> None:
-        address = make_url(url).set(query={}).render_as_string(hide_password=True)
-        super().__init__(f"the database does not open at {address} ({setting}): {detail}")
-        self.setting = setting
-
-
-@asynccontextmanager
-async def opening_database(setting: str, url: SecretStr) -> AsyncIterator[None]:
-    """Raises DatabaseUnavailable for what the database says while the block starts a service on it."""
-    try:
-        yield
-    except DBAPIError as error:
-        raise DatabaseUnavailable(setting, url.get_secret_value(), str(error.orig)) from error
-
-
 # --- clients ---------------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def open_channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
-    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+async def open_channel(address: str, tls: TlsSettings = NO_TLS) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to one of our own roles; it connects on first use. Raises CertificateProblem."""
+    async with dial(address, channel_credentials(tls)) as channel:
         yield channel
 
 
 @asynccontextmanager
-async def open_dtm(settings: Settings) -> AsyncIterator[DtmClient]:
+async def open_dtm(settings: Settings, *, timeout_ms: int | None = None) -> AsyncIterator[DtmClient]:
     """A client of the coordinator that the settings name; it connects when it is first used."""
+    credentials = channel_credentials(settings.tls)  # of the branches, whoever coordinates them
     async with (
-        open_channel(settings.dtm.grpc) as channel,
+        open_channel(settings.dtm.grpc, settings.tls if settings.dtm.tls else NO_TLS) as channel,
         DtmClient(
             channel,
             address=settings.dtm.grpc,
-            http_url=f"http://{settings.dtm.http}",
-            timeout_ms=settings.dtm.request_timeout_ms,
+            http_url=front_url(settings.dtm.http),
+            timeout_ms=timeout_ms or settings.dtm.request_timeout_ms,
+            credentials=credentials,
         ) as client,
     ):
         yield client
@@ -121,7 +122,7 @@ async def open_dtm(settings: Settings) -> AsyncIterator[DtmClient]:
 async def open_consumer(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsumer]:
     """A started consumer of the group, subscribed to nothing yet. Raises PublishUnknown when no broker answers."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.bootstrap,
+        **connection(settings),
         group_id=settings.group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
@@ -136,11 +137,10 @@ async def open_consumer(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsum
         rebalance_timeout_ms=settings.session_timeout_ms,
     )
     try:
-        async with asyncio.timeout(settings.request_timeout_ms / 1000):
-            await consumer.start()
-    except (KafkaError, TimeoutError) as error:
+        await start(consumer, settings)
+    except PublishUnknown:
         await _stop_consumer(consumer)
-        raise PublishUnknown(settings.bootstrap, "no broker answers") from error
+        raise
     try:
         yield consumer
     finally:
@@ -170,17 +170,19 @@ async def _stop_consumer(consumer: AIOKafkaConsumer) -> None:
 @asynccontextmanager
 async def open_coordinator(settings: Settings) -> AsyncIterator[Role]:
     async with AsyncExitStack() as stack:
-        async with opening_database("coordinator.database_url", settings.coordinator.database_url):
-            served = await stack.enter_async_context(serve_coordinator(settings.coordinator))
+        url = settings.coordinator.database_url.get_secret_value()
+        await require_database("coordinator", url, settings.coordinator)
+        async with opening_database("coordinator.database_url", url):
+            served = await stack.enter_async_context(serve_coordinator(settings.coordinator, tls=settings.tls))
         yield Role("coordinator", {"coordinator.grpc": served.grpc_address, "coordinator.http": served.http_address})
 
 
 def open_product(settings: Settings) -> AbstractAsyncContextManager[Role]:
-    return _open_service("product", settings.product, serve_product(settings.product))
+    return _open_service("product", settings.product, serve_product(settings.product, settings.tls))
 
 
 def open_order(settings: Settings) -> AbstractAsyncContextManager[Role]:
-    return _open_service("order", settings.order, serve_order(settings.order))
+    return _open_service("order", settings.order, serve_order(settings.order, settings.tls))
 
 
 @asynccontextmanager
@@ -189,17 +191,23 @@ async def _open_service(
 ) -> AsyncIterator[Role]:
     """A gRPC service on a database of its own, and what its operators ask."""
     async with AsyncExitStack() as stack:
-        async with opening_database(f"{name}.database_url", settings.database_url):
+        url = settings.database_url.get_secret_value()
+        await require_database(name, url, settings)
+        async with opening_database(f"{name}.database_url", url):
             served = await stack.enter_async_context(service)
         readiness = Readiness(name, {"database": served.check})
         ops = await stack.enter_async_context(serve_ops(settings.ops, readiness))
         stack.callback(readiness.stop)
-        yield Role(name, {f"{name}.grpc": served.address, f"{name}.ops": ops})
+        addresses = {f"{name}.grpc": served.address, f"{name}.ops": ops}
+        if served.branch_address is not None:
+            addresses[f"{name}.branch_grpc"] = served.branch_address
+        yield Role(name, addresses)
 
 
 @asynccontextmanager
 async def open_front(settings: Settings) -> AsyncIterator[Role]:
-    """Raises AdmissionUnavailable or PublishUnknown when Redis or Kafka does not answer at start."""
+    """Raises AdmissionUnavailable or PublishUnknown when Redis or Kafka does not answer at start, and Unfit."""
+    await refuse_strangers_of_front(settings)
     async with AsyncExitStack() as stack:
         admission = await stack.enter_async_context(
             open_admission(
@@ -212,15 +220,16 @@ async def open_front(settings: Settings) -> AsyncIterator[Role]:
         )
         await admission.sales.check()
         publisher = await stack.enter_async_context(open_publisher(settings.kafka))
-        channel = await stack.enter_async_context(open_channel(settings.product.grpc))
+        await publisher.require_topics({"kafka.topic": settings.kafka.topic})
+        channel = await stack.enter_async_context(open_channel(settings.product.grpc, settings.tls))
         served = await stack.enter_async_context(
             serve_front(
                 settings.front,
                 admission=admission,
-                republish_after_ms=settings.ledger.republish_after_ms,
                 publisher=publisher,
                 product=channel,
                 product_address=settings.product.grpc,
+                tls=settings.tls,
             )
         )
         yield Role("front", {"front.http": served.http_address, "front.grpc": served.grpc_address})
@@ -229,15 +238,18 @@ async def open_front(settings: Settings) -> AsyncIterator[Role]:
 @asynccontextmanager
 async def open_carrier(
     settings: Settings,
-) -> AsyncIterator[tuple[Carrier, Mapping[str, Callable[[], Awaitable[None]]]]]:
+) -> AsyncIterator[tuple[Carrier, Mapping[str, Check]]]:
     """What carries an order from the topic to its end, and how to ask whether its dependencies answer."""
     async with AsyncExitStack() as stack:
         admission = await stack.enter_async_context(
             open_admission(settings.redis, settings.ledger, batch_max=settings.front.admission_batch_max)
         )
         publisher = await stack.enter_async_context(open_publisher(settings.kafka))
-        channel = await stack.enter_async_context(open_channel(settings.product.grpc))
-        order_channel = await stack.enter_async_context(open_channel(settings.order.grpc))
+        await publisher.require_topics(
+            {"kafka.topic": settings.kafka.topic, "kafka.dead_letter_topic": settings.kafka.dead_letter_topic}
+        )
+        channel = await stack.enter_async_context(open_channel(settings.product.grpc, settings.tls))
+        order_channel = await stack.enter_async_context(open_channel(settings.order.grpc, settings.tls))
         client = await stack.enter_async_context(open_dtm(settings))
         reservations = Reservations(channel, address=settings.product.grpc, timeout_ms=settings.dtm.request_timeout_ms)
         carrier = SeckillCarrier(
@@ -249,7 +261,7 @@ async def open_carrier(
             policy=RetryPolicy(settings.retry.attempts_max, settings.retry.base_ms, settings.retry.cap_ms),
             undecided_wait_ms=settings.ledger.undecided_wait_ms,
         )
-        checks: dict[str, Callable[[], Awaitable[None]]] = {
+        checks: dict[str, Check] = {
             "redis": admission.sales.check,
             "kafka": publisher.check,
             "product": lambda: check_service(channel, settings.product.grpc, "product.Product"),
@@ -261,9 +273,14 @@ async def open_carrier(
 
 @asynccontextmanager
 async def open_worker(settings: Settings) -> AsyncIterator[Role]:
-    """The consumer of the topic. On leaving it stops fetching, finishes what it holds, commits and leaves the group."""
+    """The consumer of the topic. On leaving it stops fetching, finishes what it holds, commits and leaves the group.
+
+    Raises AdmissionUnavailable or PublishUnknown when Redis or Kafka does not answer at start, and Unfit.
+    """
+    await refuse_strangers_of_worker(settings)
     async with AsyncExitStack() as stack:
         carrier, checks = await stack.enter_async_context(open_carrier(settings))
+        await checks["redis"]()
         consumer = await stack.enter_async_context(open_consumer(settings.kafka))
         limits = WorkerLimits(
             batch_max=settings.worker.batch_max,
@@ -313,14 +330,15 @@ async def _in_group(worker: Worker) -> None:
 
 
 async def check_service(channel: grpc.aio.Channel, address: str, service: str) -> None:
-    """Raises ProductUnavailable unless the gRPC health service says SERVING."""
+    """Raises ProductUnavailable or OrderUnavailable unless the gRPC health service says SERVING."""
+    unavailable = OrderUnavailable if service == "order.Order" else ProductUnavailable
     request = health_pb2.HealthCheckRequest(service=service)
     try:
         reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)
     except grpc.aio.AioRpcError as error:
-        raise ProductUnavailable(address, f"{error.code().name} {error.details()}") from error
+        raise unavailable(address, f"{error.code().name} {error.details()}") from error
     if reply.status != health_pb2.HealthCheckResponse.SERVING:
-        raise ProductUnavailable(address, "it is stopping")
+        raise unavailable(address, "it is stopping")
 
 
 async def _check_coordinator(client: DtmClient) -> None:
@@ -331,6 +349,8 @@ def _plan(settings: Settings) -> TccPlan:
     return TccPlan(
         product_address=settings.product.grpc,
         order_address=settings.order.grpc,
+        product_registered=_registered("product", settings.product, settings),
+        order_registered=_registered("order", settings.order, settings),
         try_timeout_ms=settings.dtm.try_timeout_ms,
         submit_timeout_ms=settings.dtm.submit_timeout_ms,
         batch_max=settings.worker.batch_max,
@@ -344,11 +364,112 @@ def _plan(settings: Settings) -> TccPlan:
     )
 
 
+def _registered(name: str, service: ServiceSettings, settings: Settings) -> str:
+    """Where the coordinator finds the branch. Raises SettingsError when it could not talk to it there."""
+    if not settings.tls.enabled:
+        return service.branch_grpc or service.grpc
+    if settings.dtm.tls:
+        return service.grpc
+    if service.branch_grpc is None:
+        raise SettingsError(
+            f"{name}.branch_grpc is not set: with [tls] and dtm.tls = false the coordinator needs a port without TLS"
+        )
+    return service.branch_grpc
+
+
+@asynccontextmanager
+async def open_reconciler(settings: Settings) -> AsyncIterator[tuple[Reconciler, Mapping[str, Check]]]:
+    """What looks after orders and transactions that somebody left behind, and how to ask for its dependencies."""
+    async with AsyncExitStack() as stack:
+        admission = await stack.enter_async_context(open_admission(settings.redis, settings.ledger))
+        publisher = await stack.enter_async_context(open_publisher(settings.kafka))
+        await publisher.require_topics({"kafka.topic": settings.kafka.topic})
+        channel = await stack.enter_async_context(open_channel(settings.product.grpc, settings.tls))
+        order_channel = await stack.enter_async_context(open_channel(settings.order.grpc, settings.tls))
+        client = await stack.enter_async_context(open_dtm(settings))
+        # It calls branches itself, where we dial them, and not where a coordinator does.
+        plan = replace(_plan(settings), product_registered=None, order_registered=None)
+        reservations = Reservations(channel, address=settings.product.grpc, timeout_ms=settings.dtm.request_timeout_ms)
+        products = ProductClient(channel, address=settings.product.grpc)
+        rebuilder = Rebuilder(
+            book=admission.rebuilds,
+            ledger=admission.ledger,
+            reservations=reservations,
+            read_sale=products.sale,
+            read_uncommitted=lambda: read_uncommitted(settings.kafka),
+            read_letters=lambda: read_topic(settings.kafka, settings.kafka.dead_letter_topic),
+            wait_ms=settings.reconcile.rebuild_wait_ms,
+            clock_ms=lambda: time.time_ns() // 1_000_000,
+        )
+        reconciler = Reconciler(
+            ledger=admission.ledger,
+            rebuilds=admission.rebuilds,
+            rebuilder=rebuilder,
+            sales=lambda: _sales_on_offer(products),
+            reservations=reservations,
+            orphans=Orphans(
+                client,
+                product=channel,
+                order=order_channel,
+                product_branch=plan.product,
+                order_branch=plan.order,
+                timeout_ms=settings.dtm.request_timeout_ms,
+            ),
+            client=client,
+            publisher=publisher,
+            watermark=lambda: oldest_uncommitted_ms(settings.kafka),
+            limits=ReconcileLimits(
+                every_ms=settings.reconcile.every_ms,
+                batch_max=settings.reconcile.batch_max,
+                republish_after_ms=settings.ledger.republish_after_ms,
+                publish_within_ms=settings.front.publish_timeout_ms,
+                undecided_wait_ms=settings.ledger.undecided_wait_ms,
+                orphan_after_ms=settings.reconcile.orphan_after_ms,
+                orphans_max=settings.reconcile.orphans_max,
+                rebuild_patience_ms=2 * settings.reconcile.rebuild_wait_ms + REBUILD_MARGIN_MS,
+            ),
+        )
+        checks: dict[str, Check] = {
+            "redis": admission.sales.check,
+            "kafka": publisher.check,
+            "product": products.check,
+            "order": lambda: check_service(order_channel, settings.order.grpc, "order.Order"),
+            "coordinator": lambda: _check_coordinator(client),
+        }
+        yield reconciler, checks
+
+
+@asynccontextmanager
+async def open_reconcile(settings: Settings) -> AsyncIterator[Role]:
+    """Raises AdmissionUnavailable or PublishUnknown when Redis or Kafka does not answer at start, and Unfit."""
+    await refuse_strangers_of_worker(settings)
+    async with AsyncExitStack() as stack:
+        reconciler, checks = await stack.enter_async_context(open_reconciler(settings))
+        await checks["redis"]()
+        readiness = Readiness("reconcile", checks)
+        ops = await stack.enter_async_context(serve_ops(settings.reconcile.ops, readiness))
+        task = asyncio.create_task(reconciler.run(), name="reconcile")
+        try:
+            yield Role("reconcile", {"reconcile.ops": ops}, task)
+        finally:
+            readiness.stop()
+            reconciler.stop()
+            _, unfinished = await asyncio.wait({task}, timeout=settings.reconcile.drain_timeout_ms / 1000)
+            if unfinished:  # every step of a look may be cut off: the next look finds what is left
+                task.cancel()
+                await asyncio.wait({task})
+
+
+async def _sales_on_offer(products: ProductClient) -> list[Sale]:
+    return [*await products.list_sales(state="open"), *await products.list_sales(state="paused")]
+
+
 ROLES: Mapping[str, Callable[[Settings], AbstractAsyncContextManager[Role]]] = {
     "coordinator": open_coordinator,
     "product": open_product,
     "order": open_order,
     "worker": open_worker,
+    "reconcile": open_reconcile,
     "front": open_front,
 }
 """In the order in which they start; they stop in the reverse one, so that intake ends first."""
@@ -356,6 +477,7 @@ ROLES: Mapping[str, Callable[[Settings], AbstractAsyncContextManager[Role]]] = {
 
 async def run_role(name: str, settings: Settings, *, started: Callable[[Role], None] | None = None) -> None:
     """One role as a process: serves until SIGTERM or SIGINT, then drains. Raises what ended it otherwise."""
+    warn_of_plaintext(name, settings)
     async with ROLES[name](settings) as role:
         log.info("role_started", role=name, **role.addresses)
         if started is not None:
@@ -421,12 +543,38 @@ async def open_embedded(settings: Settings) -> AsyncIterator[Embedded]:
             "front": {"operator_token": settings.front.operator_token or SecretStr(secrets.token_urlsafe(24))},
         }
         settings = with_values(settings, standing_in)
-        roles = []
-        for opened in ROLES.values():
-            role = await stack.enter_async_context(opened(settings))
-            settings = with_values(settings, _as_sections(role.addresses))
-            roles.append(role)
-        yield Embedded(settings, tuple(roles))
+        await _upgrade_databases(settings)
+        yield await _open_roles(stack, settings, ROLES)
+
+
+@asynccontextmanager
+async def open_on_servers(settings: Settings) -> AsyncIterator[Embedded]:
+    """Every role but the coordinator, on the servers that the settings name; `dtm.grpc` is who coordinates.
+
+    Topics and schema have to be there. Raises what a role raises that does not start.
+    """
+    token = settings.front.operator_token or SecretStr(secrets.token_urlsafe(24))
+    settings = with_values(settings, {"front": {"operator_token": token}})
+    async with AsyncExitStack() as stack:
+        yield await _open_roles(stack, settings, [name for name in ROLES if name != "coordinator"])
+
+
+async def _open_roles(stack: AsyncExitStack, settings: Settings, names: Iterable[str]) -> Embedded:
+    """Starts them one after the other; the addresses of each are settings of those that follow."""
+    roles = []
+    for name in names:
+        role = await stack.enter_async_context(ROLES[name](listening(settings, name)))
+        settings = with_values(settings, _as_sections(role.addresses))
+        roles.append(role)
+    return Embedded(settings, tuple(roles))
+
+
+async def _upgrade_databases(settings: Settings) -> None:
+    """The embedded profile owns its databases, so it makes their tables by itself; elsewhere an operator does."""
+    for name in ("product", "order", "coordinator"):
+        url = getattr(settings, name).database_url.get_secret_value()
+        async with opening_database(f"{name}.database_url", url):
+            await upgrade(name, url)
 
 
 def with_values(settings: Settings, values: Mapping[str, Mapping[str, Any]]) -> Settings:

@@ -25,6 +25,7 @@ from seckill.domain.errors import SeckillError
 from seckill.domain.order import NewSale, Order, Sale
 from seckill.domain.outcomes import Admitted
 from seckill.front.product_client import ProductClient
+from seckill.messaging.connection import connection
 from seckill.messaging.publisher import open_publisher
 from seckill.settings import KafkaSettings, Settings
 from seckill.wiring import open_channel, with_values
@@ -85,7 +86,7 @@ async def run_backlog(settings: Settings, options: BacklogOptions, *, config: Pa
         admission = await stack.enter_async_context(
             open_admission(settings.redis, settings.ledger, batch_max=settings.front.admission_batch_max)
         )
-        channel = await stack.enter_async_context(open_channel(settings.product.grpc))
+        channel = await stack.enter_async_context(open_channel(settings.product.grpc, settings.tls))
         product = ProductClient(channel, address=settings.product.grpc)
         sale = await product.create_sale(uuid.uuid4().hex, new_sale(options.orders))
         await admission.sales.warm(sale)
@@ -151,7 +152,7 @@ async def _publish(settings: Settings, gate: AdmissionGate, sale: Sale) -> None:
 
 
 async def make_topics(settings: KafkaSettings, partitions: int) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap)
+    admin = AIOKafkaAdminClient(**connection(settings))
     await admin.start()
     try:
         names = (settings.topic, settings.dead_letter_topic)

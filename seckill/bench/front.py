@@ -115,7 +115,7 @@ async def run_accept(settings: Settings, options: AcceptOptions, *, config: Path
         for name in ("product", "front"):
             await stack.enter_async_context(running_role(name, folder, config, overrides))
         admission = await stack.enter_async_context(open_admission(settings.redis, settings.ledger))
-        channel = await stack.enter_async_context(open_channel(settings.product.grpc))
+        channel = await stack.enter_async_context(open_channel(settings.product.grpc, settings.tls))
         product = ProductClient(channel, address=settings.product.grpc)
         units = 0 if options.sold_out else UNITS_MAX
         sale = await product.create_sale(uuid.uuid4().hex, new_sale(units))

@@ -12,7 +12,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from seckill.cli import audit, bench, config, demo, order, publish, roles, sale, status, tx
+from seckill.cli import (
+    audit,
+    bench,
+    config,
+    db,
+    demo,
+    doctor,
+    order,
+    publish,
+    reconcile,
+    roles,
+    sale,
+    status,
+    topics,
+    tx,
+)
 from seckill.cli.console import note
 from seckill.cli.errors import FAILED, INTERRUPTED, TERMINATED, explained
 from seckill.cli.state import Global, Terminated
@@ -114,6 +129,10 @@ app.add_typer(order.commands, name="order")
 app.command("status")(status.status)
 app.add_typer(tx.commands, name="tx")
 app.command("audit")(audit.audit)
+app.command("doctor")(doctor.doctor)
+app.add_typer(topics.commands, name="topics")
 app.add_typer(config.commands, name="config")
+app.add_typer(db.commands, name="db")
 for role, command in roles.ROLES.items():
     app.command(role, rich_help_panel="Roles (each its own process)")(command)
+app.command("reconcile", rich_help_panel="Roles (each its own process)")(reconcile.reconcile)

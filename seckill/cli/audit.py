@@ -50,6 +50,8 @@ def audit(
         show_verdict(verdict)
     if unrest:
         note(f"seckill: not at rest: {unrest}; the invariants are those of a system at rest")
+    if verdict.pruned_sales:
+        note(f"seckill: {verdict.pruned_sales} sales have been pruned, and are not judged")
     raise typer.Exit(OK if verdict.holds and not unrest else FAILED)
 
 

@@ -23,6 +23,11 @@ commands = typer.Typer(
     Starts the roles that it measures as processes of its own, on free
     loopback ports; makes a product, a sale and topics of its own. Noise of
     the machine is in every figure: compare figures of one run.
+
+    Examples:
+
+      seckill --config config/compose.toml bench backlog
+      seckill bench accept --sold-out --json
     """,
 )
 

@@ -23,6 +23,8 @@ Examples:
 def check(context: typer.Context, as_json: JsonOption = False) -> None:
     """Print the effective settings as TOML, secrets masked; name every wrong one and exit with 2.
 
+    Certificate files that the settings name are read and checked as well.
+
     Precedence: SECKILL__SECTION__KEY variables, then the file of --config or
     SECKILL_CONFIG, then the defaults.
 
@@ -32,8 +34,11 @@ def check(context: typer.Context, as_json: JsonOption = False) -> None:
       seckill --config seckill.toml config check --json
     """
     from seckill.cli.settings_text import document, to_toml
+    from seckill.security import check_files
 
-    effective = document(role_settings(context))
+    settings = role_settings(context)
+    check_files(settings)
+    effective = document(settings)
     if as_json:
         print_json(effective)
     else:

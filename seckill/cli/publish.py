@@ -226,6 +226,7 @@ async def _sender(
         from seckill.messaging.publisher import open_publisher
 
         async with open_publisher(settings.kafka) as publisher:
+            await publisher.require_topics({"kafka.topic": settings.kafka.topic})
             yield _to_kafka(publisher, sale_id)
     else:
         async with front_of(settings, connections_max=connections_max) as front:

@@ -21,6 +21,7 @@ LISTENING = {
     "product": ("product.grpc", "product.ops"),
     "order": ("order.grpc", "order.ops"),
     "worker": ("worker.ops",),
+    "reconcile": ("reconcile.ops",),
     "coordinator": ("coordinator.grpc", "coordinator.http"),
 }
 """The settings that each role listens on."""
@@ -82,10 +83,11 @@ async def _up(settings: Settings, as_json: bool) -> None:
     note("seckill: drained and ended")
 
 
-def starting() -> None:
+def starting(*, embedded: bool = True) -> None:
     """A word to who watches: the stand-in for Kafka takes three seconds to form a group."""
     if stderr_is_terminal():
-        note("seckill: starting Kafka, Redis, SQL, coordinator and services in this process …")
+        servers = "Kafka, Redis, SQL, coordinator and services in this process"
+        note(f"seckill: starting {servers if embedded else 'the services here, on the servers of the settings'} …")
 
 
 def announce(addresses: dict[str, str], settings: Settings, as_json: bool) -> None:
@@ -95,7 +97,7 @@ def announce(addresses: dict[str, str], settings: Settings, as_json: bool) -> No
     if as_json:
         print_json({"addresses": addresses})
         return
-    url = front_url(settings.front.http)
+    url = front_url(settings.front.http, https=settings.front.https)
     width = max(len(name) for name in addresses)
     for name, address in addresses.items():
         say(f"  {name:<{width}}  {address}")
@@ -130,7 +132,9 @@ def check_ports(settings: Settings, names: tuple[str, ...]) -> None:
 
     for name in names:
         section, key = name.split(".")
-        address: str = getattr(getattr(settings, section), key)
+        address: str | None = getattr(getattr(settings, section), key, None)
+        if address is None:
+            continue
         host, _, port = address.rpartition(":")
         with suppress(ValueError), socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -156,17 +160,27 @@ def configure_logs(settings: Settings, *, quiet: bool = False) -> None:
 
 def run_role_here(context: typer.Context, name: str) -> None:
     """Runs a role in this process until it is asked to stop."""
-    settings = role_settings(context)
+    from seckill.settings import listening
+
+    settings = listening(role_settings(context), name)
     configure_logs(settings)
-    check_ports(settings, LISTENING[name])
+    check_ports(settings, (*LISTENING[name], f"{name}.branch_grpc"))
     from seckill.wiring import run_role
 
-    # What cannot be reached at start is told in one line, by us; later aiokafka's errors are news.
+    heard = kafka_unheard()
+    run_pipeline(run_role(name, settings, started=lambda role: heard()))
+    note(f"seckill {name}: drained and ended")
+
+
+def kafka_unheard() -> Callable[[], None]:
+    """Silences aiokafka until the result is called, once everything has started.
+
+    What cannot be reached at start is told in one line, by us; later its errors are news.
+    """
     kafka_log = logging.getLogger("aiokafka")
     level = kafka_log.level
     kafka_log.setLevel(logging.CRITICAL)
-    run_pipeline(run_role(name, settings, started=lambda role: kafka_log.setLevel(level)))
-    note(f"seckill {name}: drained and ended")
+    return lambda: kafka_log.setLevel(level)
 
 
 def _role(name: str, does: str) -> Callable[[typer.Context], None]:
@@ -193,4 +207,4 @@ ROLES = {
     "product": _role("product", "the product service: sales, and the reservations that decide every order"),
     "coordinator": _role("coordinator", "our own DTM-compatible coordinator"),
 }
-"""The role `order` is started by the group of the same name."""
+"""The roles `order` and `reconcile` have more to say, in modules of their own."""

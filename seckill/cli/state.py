@@ -64,9 +64,11 @@ def client_settings(context: typer.Context) -> Settings:
 def front_of(settings: Settings, *, connections_max: int = 16) -> AbstractAsyncContextManager[FrontClient]:
     """A client of the front with the operator's token."""
     from seckill.client import open_front
+    from seckill.security import front_context
 
     token = settings.front.operator_token.get_secret_value() if settings.front.operator_token else None
-    return open_front(settings.front.http, operator_token=token, connections_max=connections_max)
+    tls = front_context(settings.front)
+    return open_front(settings.front.http, operator_token=token, connections_max=connections_max, tls=tls)
 
 
 class Terminated(Exception):

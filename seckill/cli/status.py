@@ -84,15 +84,21 @@ async def _watch(settings: Settings, interval: float, as_json: bool) -> None:
 async def _roles(settings: Settings) -> list[Report]:
     import aiohttp
 
+    from seckill.client import front_url
+    from seckill.security import front_context
+
+    front = front_url(settings.front.http, https=True) if settings.front.https else settings.front.http
     addresses = [
-        ("front", "front.http", settings.front.http),
+        ("front", "front.http", front),
         ("product", "product.ops", settings.product.ops),
         ("order", "order.ops", settings.order.ops),
         ("worker", "worker.ops", settings.worker.ops),
+        ("reconcile", "reconcile.ops", settings.reconcile.ops),
         ("coordinator", "dtm.http", settings.dtm.http),
     ]
     timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    connector = aiohttp.TCPConnector(ssl=front_context(settings.front) or True)  # only the front's is HTTPS
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         return await asyncio.gather(*(_role(session, *each) for each in addresses))
 
 

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 _RELATIVE = re.compile(r"([+-])(\d{1,6})(s|m|h|d)", re.ASCII)
+_AGE = re.compile(r"(\d{1,5})(s|m|h|d)", re.ASCII)
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -27,6 +28,14 @@ def parse_moment(text: str, *, now: datetime) -> int:
             f"{text!r} is no time: write now, +10m, -30s, +2h, +1d, or ISO 8601 such as 2026-11-11T20:00:00+08:00"
         ) from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo)).timestamp() * 1000)
+
+
+def parse_age(text: str) -> int:
+    """Milliseconds of `30d`, `12h`, `90m` or `60s`. Raises ValueError naming what is allowed."""
+    match = _AGE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no length of time: write for example 30d, 12h or 90m")
+    return int(timedelta(**{_UNITS[match[2]]: int(match[1])}).total_seconds() * 1000)
 
 
 def parse_price(text: str) -> int:

@@ -100,20 +100,10 @@ def show(
 @asynccontextmanager
 async def coordinator_of(settings: Settings, *, timeout_ms: int | None = None) -> AsyncIterator[DtmClient]:
     """A client of the coordinator, for reading."""
-    import grpc
+    from seckill.wiring import open_dtm
 
-    from seckill.client import front_url
-    from seckill.dtm.client import DtmClient
-
-    async with grpc.aio.insecure_channel(settings.dtm.grpc) as channel:
-        client = DtmClient(
-            channel,
-            address=settings.dtm.grpc,
-            http_url=front_url(settings.dtm.http),
-            timeout_ms=timeout_ms or settings.dtm.request_timeout_ms,
-        )
-        async with client:
-            yield client
+    async with open_dtm(settings, timeout_ms=timeout_ms) as client:
+        yield client
 
 
 async def _list(settings: Settings, limit: int, stuck: bool, older_than_s: float) -> list[GlobalTransaction]:
@@ -143,9 +133,10 @@ async def _reservations(settings: Settings, gid: str) -> list[dict[str, Any]]:
     from seckill.domain.errors import ProductUnavailable
     from seckill.wire.product_pb2 import ReservationsOfGidRequest, ReservationState
     from seckill.wire.product_pb2_grpc import ProductStub
+    from seckill.wiring import open_channel
 
     timeout_s = settings.dtm.request_timeout_ms / 1000
-    async with grpc.aio.insecure_channel(settings.product.grpc) as channel:
+    async with open_channel(settings.product.grpc, settings.tls) as channel:
         try:
             reply = await ProductStub(channel).ReservationsOfGid(ReservationsOfGidRequest(gid=gid), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:

@@ -9,6 +9,7 @@ from seckill.dtm.channels import Channels
 from seckill.dtm.client import DtmClient
 from seckill.dtm.errors import BadTarget, CallFailed, DtmError, MissingMetadata, Ongoing, Refused, Unavailable
 from seckill.dtm.protocol import BranchContext, BranchState, GlobalTransaction, TransOptions
+from seckill.dtm.saga import Saga, Step
 from seckill.dtm.tcc import Branch, Tcc, TryReply, global_transaction
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "MissingMetadata",
     "Ongoing",
     "Refused",
+    "Saga",
+    "Step",
     "Tcc",
     "TransOptions",
     "TryReply",

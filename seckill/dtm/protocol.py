@@ -22,6 +22,8 @@ DTM = "dtm-dtm"
 TRY = "try"
 CONFIRM = "confirm"
 CANCEL = "cancel"
+ACTION = "action"
+COMPENSATE = "compensate"
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 

@@ -97,15 +97,16 @@ class Tcc:
 
 
 async def global_transaction(
-    client: DtmClient, body: Callable[[Tcc], Awaitable[T]], *, options: TransOptions = DEFAULTS
+    client: DtmClient, body: Callable[[Tcc], Awaitable[T]], *, options: TransOptions = DEFAULTS, gid: str | None = None
 ) -> T:
     """Runs `body` in a new transaction: submits when it returns, aborts and raises again when it raises.
+
+    `gid` is the caller's own, or None for one of the coordinator's.
 
     An abort that cannot be delivered is logged: the coordinator then cancels by `timeout_to_fail_s`. Unavailable
     from the submit means that the outcome is unknown; it is decided, and the same for all branches.
     """
-    gid = await client.new_gid()
-    tcc = await Tcc.begin(client, gid, options=options)
+    tcc = await Tcc.begin(client, gid or await client.new_gid(), options=options)
     try:
         result = await body(tcc)
     except BaseException as error:

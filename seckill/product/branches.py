@@ -61,7 +61,7 @@ async def try_own_stock(
             left = "does not exist" if stock is None else f"has {stock} units left"
             raise TryRefused(f"product {product_id} {left}, {units} were asked for")
         outcomes = await _write(session, context, group, [Freeze(group.orders[0])], now_ms=now_ms)
-        await products.add_stock(session, product_id, -units)
+        await products.add_stock(session, product_id, -units, now_ms=now_ms)
         return encode_outcomes(outcomes)
 
     return await run_try(session, context, reserve)
@@ -84,7 +84,7 @@ async def cancel(session: AsyncSession, context: BranchContext, *, now_ms: int) 
     async def release(session: AsyncSession) -> None:
         for frozen in await _end(session, context, State.RELEASED, now_ms=now_ms):
             if frozen.sale_id == OWN_STOCK:
-                await products.add_stock(session, frozen.product_id, frozen.units)
+                await products.add_stock(session, frozen.product_id, frozen.units, now_ms=now_ms)
             else:
                 await sales.shift(session, frozen.sale_id, frozen=-frozen.units, stock=frozen.units)
 

@@ -27,6 +27,7 @@ class Product:
     status: int
     stock: int  # units that are on no sale
     created_at_ms: int
+    updated_at_ms: int  # when the stock last changed
 
 
 async def get(session: AsyncSession, product_id: int) -> Product:
@@ -44,7 +45,7 @@ async def lock_stock(session: AsyncSession, product_id: int) -> int | None:
     return stock
 
 
-async def add_stock(session: AsyncSession, product_id: int, units: int) -> None:
+async def add_stock(session: AsyncSession, product_id: int, units: int, *, now_ms: int) -> None:
     """Adds units, or below 0 takes them; the row is locked by the caller or by this."""
     row = update(product).where(product.c.product_id == product_id)
-    await session.execute(row.values(stock=product.c.stock + units))
+    await session.execute(row.values(stock=product.c.stock + units, updated_at_ms=now_ms))

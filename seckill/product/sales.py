@@ -30,6 +30,13 @@ _COLUMNS = (
 )  # fmt: skip
 
 
+class SalePruned(InvalidTransition):
+    """A closed sale whose reservations are gone: it takes no order and no change any more."""
+
+    def __init__(self, sale_id: int) -> None:
+        super().__init__(sale_id, "is closed, and its reservations have been pruned")
+
+
 @dataclass(frozen=True, slots=True)
 class SaleUpdate:
     """What changes; None leaves a field as it is. `stock_delta` units are added, or below 0 taken."""
@@ -51,8 +58,17 @@ async def get(session: AsyncSession, sale_id: int) -> Sale:
 
 
 async def lock(session: AsyncSession, sale_id: int) -> Sale | None:
-    """The sale, its row locked until the transaction ends."""
-    return await _one(session, select(*_COLUMNS).where(sale.c.sale_id == sale_id).with_for_update())
+    """The sale, its row locked until the transaction ends.
+
+    Raises SalePruned: without its reservations nobody can tell an order that is new from one that was sold long ago.
+    """
+    locked = select(*_COLUMNS, sale.c.pruned_at_ms).where(sale.c.sale_id == sale_id).with_for_update()
+    row = (await session.execute(locked)).one_or_none()
+    if row is None:
+        return None
+    if row.pruned_at_ms is not None:
+        raise SalePruned(sale_id)
+    return Sale(*row[:-1])
 
 
 async def listed(session: AsyncSession, *, product_id: int | None = None, state: str | None = None) -> list[Sale]:
@@ -172,6 +188,7 @@ async def _ensure_product(session: AsyncSession, new: NewSale, *, now_ms: int) -
         "price_cents": new.price_cents,
         "stock": 0,
         "created_at_ms": now_ms,
+        "updated_at_ms": now_ms,
     }
     await affected(session, insert_ignore(product, dialect_of(session)), values)
 

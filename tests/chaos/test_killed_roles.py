@@ -1,7 +1,7 @@
 """Every role is killed, frozen and drained under load; the stores then show that no order was lost or decided twice.
 
-The servers (stand-ins for Redis and Kafka, databases in files) live through it. `SECKILL_CHAOS_SEED` is another
-schedule, `SECKILL_CHAOS_SECONDS` a longer one; a failure prints both.
+Redis, Kafka and the databases live through it. On real servers the coordinator is a DTM of the test's own, killed like
+the others. `SECKILL_CHAOS_SEED` is another schedule, `SECKILL_CHAOS_SECONDS` a longer one; a failure prints both.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import tomli_w
@@ -32,20 +33,26 @@ from seckill.messaging.lag import read_topic
 from seckill.messaging.publisher import open_publisher
 from seckill.settings import Settings, load_settings
 from seckill.wiring import open_dtm
+from tests.servers import install, native
+from tests.servers.ports import free_ports
 from tests.support.faults import Fault, inflict, schedule
 from tests.support.restless_buyers import Crowd
-from tests.support.role_processes import RoleProcess, role_addresses, running_roles
+from tests.support.role_processes import Program, RoleProcess, role_addresses, running_roles
+from tests.support.sides import Side
 
 SECONDS = float(os.environ.get("SECKILL_CHAOS_SECONDS", "18"))
 SEED = int(os.environ.get("SECKILL_CHAOS_SEED", "27"))
 ORDERS_PER_SECOND = 50
-HEAL_S = 45
+HEAL_S = {"embedded": 45, "real": 100}
+"""DTM doubles its pauses without a bound: what failed during the faults is repeated half a minute later."""
+
+REDIS_DATABASE = 5
 OPERATOR_TOKEN = "for-tests-only"
 SCARCE, PLENTY = 71, 72
 UNITS = {SCARCE: 150, PLENTY: 5_000}
 PER_USER_LIMIT = 2
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 100)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 180)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,7 @@ class Campaign:
             f"at rest after {self.healed_s:.1f} s: {self.restless or 'yes'}",
             f"confirmed {self.verdict.confirmed}, rejected {dict(self.verdict.rejected)}",
             *(f"drained: {drain}" for role in self.roles.values() for drain in role.drains),
-            *(f"warnings of {role}: {_warnings(process)}" for role, process in self.roles.items()),
+            *(f"warnings of {role}: {_warnings(process)}" for role, process in self.roles.items() if process.ours),
         ]
         return "\n".join(lines)
 
@@ -78,19 +85,32 @@ def _warnings(process: RoleProcess) -> dict[str, int]:
     return dict(Counter(each["event"][:150] for each in process.events() if each["level"] not in ("info", "debug")))
 
 
-def settings_in(folder: Path, redis: str, kafka: str) -> tuple[Path, Settings]:
+@asynccontextmanager
+async def fresh(side: Side) -> AsyncIterator[Side]:
+    """A Redis and a Kafka that nobody else has filled."""
+    if side.kind == "embedded":
+        with embedded_redis() as redis, embedded_kafka() as kafka:
+            yield replace(side, redis=redis, kafka=kafka)
+    else:
+        yield replace(side, redis=side.empty_redis(REDIS_DATABASE))
+
+
+async def settings_in(folder: Path, side: Side) -> tuple[Path, Settings]:
     """A file for the roles, with times so short that everything heals within a minute."""
+    run = uuid4().hex[:8]
+    kafka = {"topic": f"chaos-{run}", "dead_letter_topic": f"chaos-{run}-dlt", "group": f"chaos-{run}"}
+    databases = {name: side.empty_database(name, folder) for name in ("product", "order", "coordinator")}
     times: dict[str, dict[str, Any]] = {
-        "kafka": {"bootstrap": kafka, "session_timeout_ms": 6_000, "request_timeout_ms": 5_000},
-        "redis": {"url": redis, "run_id_check": False},
+        "kafka": {"bootstrap": side.kafka, "session_timeout_ms": 6_000, "request_timeout_ms": 5_000, **kafka},
+        "redis": {"url": side.redis, "run_id_check": side.run_id_check},
         "ledger": {"republish_after_ms": 3_000, "undecided_wait_ms": 2_000},
         "front": {"operator_token": OPERATOR_TOKEN, "drain_timeout_ms": 4_000},
         "worker": {"drain_timeout_ms": 6_000},
-        "product": {"database_url": f"sqlite+aiosqlite:///{folder}/product.db", "drain_timeout_ms": 4_000},
-        "order": {"database_url": f"sqlite+aiosqlite:///{folder}/order.db", "drain_timeout_ms": 4_000},
+        "product": {"database_url": databases["product"], "drain_timeout_ms": 4_000},
+        "order": {"database_url": databases["order"], "drain_timeout_ms": 4_000},
         "dtm": {"timeout_to_fail_s": 4, "retry_interval_s": 1, "branch_timeout_s": 2},
         "coordinator": {
-            "database_url": f"sqlite+aiosqlite:///{folder}/coordinator.db",
+            "database_url": databases["coordinator"],
             "cron_interval_ms": 300,
             "retry_interval_s": 1,
             "drain_timeout_ms": 4_000,
@@ -101,16 +121,30 @@ def settings_in(folder: Path, redis: str, kafka: str) -> tuple[Path, Settings]:
     file = folder / "seckill.toml"
     merged = {name: {**times.get(name, {}), **addresses.get(name, {})} for name in times.keys() | addresses.keys()}
     file.write_text(tomli_w.dumps(merged))
-    return file, load_settings(file)
+    settings = load_settings(file)
+    await side.make_pipeline_topics(settings.kafka)
+    return file, settings
+
+
+def coordinator_of(side: Side, folder: Path, settings: Settings) -> dict[str, Program]:
+    """On real servers a DTM takes the coordinator's part, and its addresses."""
+    if side.servers is None:
+        return {}
+    install.require("DTM")
+    native.write_dtm_settings(
+        folder / "dtm.yml", native.mysql_store(native.dtm_database(side.servers.mariadb)),
+        grpc=settings.dtm.grpc, http=settings.dtm.http, json_rpc_port=free_ports(1)[0], log_level="info",
+    )  # fmt: skip
+    return {"coordinator": Program((str(install.dtm_program()), "-c", str(folder / "dtm.yml")), b"grpc listening at")}
 
 
 @pytest.fixture
-async def campaign(tmp_path: Path) -> Campaign:
+async def campaign(side: Side, tmp_path: Path) -> Campaign:
     """The whole run: load and faults at once, then peace, then what the stores say."""
-    with embedded_redis() as redis, embedded_kafka() as kafka:
-        file, settings = settings_in(tmp_path, redis, kafka)
+    async with fresh(side) as here:
+        file, settings = await settings_in(tmp_path, here)
         async with (
-            running_roles(file) as roles,
+            running_roles(file, coordinator_of(here, tmp_path, settings)) as roles,
             open_front(settings.front.http, operator_token=OPERATOR_TOKEN, timeout_s=10) as front,
             open_publisher(settings.kafka) as publisher,
             open_stores(settings) as stores,
@@ -123,7 +157,7 @@ async def campaign(tmp_path: Path) -> Campaign:
                     crowd.order_for(SECONDS, per_second=ORDERS_PER_SECOND),
                     inflict(faults, roles),
                 )
-                restless, healed_s = await healed(stores, settings)
+                restless, healed_s = await healed(stores, settings, HEAL_S[side.kind])
             verdict = await judged(stores, settings, crowd)
             letters = await read_topic(settings.kafka, settings.kafka.dead_letter_topic)
             result = Campaign(faults, crowd, roles, restless, healed_s, verdict, letters, tmp_path)
@@ -153,15 +187,15 @@ async def asking(crowd: Crowd) -> AsyncIterator[None]:
             await task
 
 
-async def healed(stores: Stores, settings: Settings) -> tuple[str, float]:
+async def healed(stores: Stores, settings: Settings, heal_s: int) -> tuple[str, float]:
     """Waits until nothing is under way, in the stores and at the coordinator; what is left, and how long it took."""
     began = time.monotonic()
-    left = await rest(stores, list(UNITS), timeout_s=HEAL_S)
+    left = await rest(stores, list(UNITS), timeout_s=heal_s)
     async with open_dtm(settings) as dtm:
         while True:
             ended = ("succeed", "failed")
             open_gids = [each.gid for each in await dtm.list(limit=100_000) if each.status not in ended]
-            if not open_gids or time.monotonic() - began > HEAL_S:
+            if not open_gids or time.monotonic() - began > heal_s:
                 break
             await asyncio.sleep(0.2)
     took_s = time.monotonic() - began

@@ -24,6 +24,7 @@ from seckill.dtm.database import (
     session_factory,
 )  # fmt: skip
 from seckill.dtm.protocol import BranchContext
+from tests.support.sides import Side
 
 metadata = MetaData()
 barrier = barrier_table(metadata)
@@ -32,10 +33,9 @@ effect = Table("effect", metadata, Column("id", BigInteger, primary_key=True))
 Sessions = async_sessionmaker[AsyncSession]
 
 
-@pytest.fixture(params=["sqlite"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    assert request.param == "sqlite"
-    return f"sqlite+aiosqlite:///{tmp_path}/barrier.db"
+@pytest.fixture
+def database_url(side: Side, tmp_path: Path) -> str:
+    return side.empty_database("barrier", tmp_path)
 
 
 @pytest.fixture

@@ -7,23 +7,22 @@ are read past the code under test, and the invariants have to hold.
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import closing
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from sqlalchemy import MetaData
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from sqlalchemy import MetaData, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from seckill.domain.errors import InvalidTransition
 from seckill.domain.order import NewSale
 from seckill.dtm.barrier import in_transaction
-from seckill.dtm.database import create_engine, create_tables, session_factory
+from seckill.dtm.database import create_engine, session_factory
 from seckill.dtm.protocol import BranchContext
 from seckill.dtm.tcc_branch import DecisionLost, TryMissing, TryRefused, TryTooLate
 from seckill.order import branches as order_branches
@@ -32,6 +31,7 @@ from seckill.order import types as order_types
 from seckill.product import branches as product_branches
 from seckill.product import decide, sales
 from seckill.product import tables as product_tables
+from tests.support.sides import Side
 
 PRODUCT, STOCK, LIMIT = 7, 6, 3
 EXPECTED = (TryTooLate, TryRefused, DecisionLost, TryMissing, InvalidTransition)
@@ -54,31 +54,39 @@ Call = tuple[str, str, str]  # branch, op, gid
 class Store:
     """One service's database: the engine under test, and a connection of our own to look past it."""
 
-    def __init__(self, path: str, metadata: MetaData) -> None:
-        self._path, self._metadata = path, metadata
+    def __init__(self, url: str, metadata: MetaData) -> None:
+        self._url, self._metadata = url, metadata
+        self._beside = create_async_engine(url, poolclass=NullPool)
         self.engine: AsyncEngine
         self.sessions: Sessions
 
     async def open(self) -> None:
-        self.engine = create_engine(f"sqlite+aiosqlite:///{self._path}", pool_size=4, lock_wait_s=3)
-        await create_tables(self.engine, self._metadata)
+        self.engine = create_engine(self._url, pool_size=4, lock_wait_s=3)
         self.sessions = session_factory(self.engine)
 
-    def read(self, query: str) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(self._path)) as connection:
-            return list(connection.execute(query))
+    async def empty(self) -> None:
+        async with self._beside.begin() as connection:
+            for table in reversed(self._metadata.sorted_tables):
+                await connection.execute(table.delete())
 
-    def everything(self) -> dict[str, list[tuple[Any, ...]]]:
-        return {name: sorted(self.read(f"SELECT * FROM {name}"), key=repr) for name in self._metadata.tables}
+    async def read(self, *queries: str) -> list[list[tuple[Any, ...]]]:
+        async with self._beside.connect() as connection:
+            return [[tuple(row) for row in await connection.execute(text(query))] for query in queries]
+
+    async def everything(self) -> list[list[tuple[Any, ...]]]:
+        rows = await self.read(*(f"SELECT * FROM {name}" for name in self._metadata.tables))
+        return [sorted(each, key=repr) for each in rows]
 
 
 class Branches(RuleBasedStateMachine):
+    product_url: ClassVar[str]
+    order_url: ClassVar[str]
+
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.folder = tempfile.TemporaryDirectory()
-        self.product = Store(f"{self.folder.name}/product.db", product_tables.metadata)
-        self.order = Store(f"{self.folder.name}/order.db", order_tables.metadata)
+        self.product = Store(self.product_url, product_tables.metadata)
+        self.order = Store(self.order_url, order_tables.metadata)
         self.initial = STOCK
         self.groups: dict[str, list[tuple[int, int]]] = {}
         self.replies: dict[Call, bytes] = {}
@@ -90,6 +98,8 @@ class Branches(RuleBasedStateMachine):
     @initialize(groups=st.fixed_dictionaries(dict.fromkeys(("g1", "g2", "g3", "g4", "g5"), GROUPS)))
     def start(self, groups: dict[str, list[tuple[int, int]]]) -> None:
         self.groups = groups
+        self.runner.run(self.product.empty())
+        self.runner.run(self.order.empty())
         self.runner.run(self._open())
         new = NewSale(PRODUCT, "flash", 0, 10, LIMIT, 100, STOCK)
         sale = self._run(self.product, lambda session: sales.create(session, "c", new, now_ms=1))
@@ -99,7 +109,6 @@ class Branches(RuleBasedStateMachine):
         if hasattr(self, "sale_id"):
             self.runner.run(self._close())
         self.runner.close()
-        self.folder.cleanup()
 
     # --- what happens ---
 
@@ -108,9 +117,9 @@ class Branches(RuleBasedStateMachine):
         """A call that failed, or succeeded before, changes nothing at all."""
         branch, op = call
         store = self.product if branch == "product" else self.order
-        before = store.everything()
+        before = self.runner.run(store.everything())
         error = self.runner.run(self._call((branch, op, gid)))
-        unchanged = store.everything() == before
+        unchanged = self.runner.run(store.everything()) == before
         if error is not None or (branch, op, gid) in self.succeeded:
             assert unchanged, (branch, op, gid, error)
         if error is None:
@@ -162,7 +171,7 @@ class Branches(RuleBasedStateMachine):
     def counters_add_up(self) -> None:
         if not self.groups:
             return
-        [(initial, stock, frozen, sold)] = self.product.read("SELECT initial, stock, frozen, sold FROM sale")
+        [(initial, stock, frozen, sold)] = self._read(self.product, "SELECT initial, stock, frozen, sold FROM sale")
         assert initial == self.initial
         assert stock + frozen + sold == initial
         assert min(stock, frozen, sold) >= 0
@@ -257,17 +266,20 @@ class Branches(RuleBasedStateMachine):
         wanted = [order_types.NewOrder(key(number), *CONTENTS[number][form]) for number, form in orders]
         return order_types.Group(PRODUCT, self.sale_id, 100, wanted)
 
+    def _read(self, store: Store, query: str) -> list[tuple[Any, ...]]:
+        return self.runner.run(store.read(query))[0]
+
     def _reservations(self) -> list[tuple[Any, ...]]:
         """order_id, user_id, quantity, state, gid, reason"""
         if not self.groups:
             return []
-        return self.product.read("SELECT order_id, user_id, quantity, state, gid, reason FROM stock_reservation")
+        return self._read(self.product, "SELECT order_id, user_id, quantity, state, gid, reason FROM stock_reservation")
 
     def _orders(self) -> list[tuple[Any, ...]]:
         """order_id, user_id, quantity, gid of the confirmed ones"""
         if not self.groups:
             return []
-        return self.order.read("SELECT order_id, user_id, quantity, gid FROM orders WHERE status = 1")
+        return self._read(self.order, "SELECT order_id, user_id, quantity, gid FROM orders WHERE status = 1")
 
 
 def key(number: int) -> bytes:
@@ -278,5 +290,20 @@ def units(rows: Iterable[tuple[Any, ...]]) -> int:
     return sum(row[2] for row in rows)
 
 
-class TestBranches(Branches.TestCase):  # type: ignore[misc, valid-type]  # built at run time
-    settings = settings(max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = {"embedded": 25, "real": 8}
+
+
+def test_branches(side: Side, tmp_path: Path) -> None:
+    """Whatever comes in whatever order: units add up, what is final stays, and no branch ends both ways."""
+
+    class Here(Branches):
+        product_url = asyncio.run(side.database("product", tmp_path))
+        order_url = asyncio.run(side.database("order", tmp_path))
+
+    run_state_machine_as_test(
+        Here,
+        settings=settings(
+            max_examples=EXAMPLES[side.kind], stateful_step_count=30, deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )  # fmt: skip

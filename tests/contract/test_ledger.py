@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from seckill.admission import Admission, LedgerStats, Wanted
+from seckill.admission import Admission, Ledger, LedgerStats, Wanted
 from seckill.admission.keys import sale_keys
 from seckill.domain.order import Order, order_id_from_key
 from seckill.domain.outcomes import Admitted, Confirmed, OrderResult, OrderStatus, Rejected
 from seckill.domain.reasons import Rejection
-from tests.support.redis_servers import Backend, a_sale, admission_on, raw_redis
+from tests.support.redis_servers import Backend, a_sale, admission_on, claim_due, raw_redis
 
 PROCESSING, CONFIRMED, REJECTED, DELAYED = (
     OrderStatus.PROCESSING, OrderStatus.CONFIRMED, OrderStatus.REJECTED, OrderStatus.DELAYED,
@@ -220,11 +220,11 @@ async def test_claiming_takes_what_is_due_and_moves_it(redis_backend: Backend, p
         await admission.sales.warm(a_sale(product_id))
         orders = await admitted(admission, product_id, range(1, 4))
         await asyncio.sleep(0.06)
-        claimed = await admission.ledger.claim_due(product_id, limit=2, republish_after_ms=60_000)
+        claimed = await claim_due(admission.ledger, product_id, limit=2, republish_after_ms=60_000)
         assert claimed == orders[:2]
-        claimed = await admission.ledger.claim_due(product_id, limit=10, republish_after_ms=60_000)
+        claimed = await claim_due(admission.ledger, product_id, limit=10, republish_after_ms=60_000)
         assert claimed == orders[2:]
-        assert await admission.ledger.claim_due(product_id, limit=10, republish_after_ms=60_000) == []
+        assert await claim_due(admission.ledger, product_id, limit=10, republish_after_ms=60_000) == []
         for entry in await admission.ledger.entries(product_id):
             assert entry.published_at_ms >= entry.order.admitted_at_ms + 50
             assert entry.due_ms == entry.published_at_ms + 60_000
@@ -238,13 +238,21 @@ async def test_an_old_entry_is_claimed_less_often(redis_backend: Backend, produc
         await asyncio.sleep(0.3)
         pauses = []
         for republish_after_ms in (100, 20):
-            await admission.ledger.claim_due(product_id, limit=1, republish_after_ms=republish_after_ms)
+            await claim_due(admission.ledger, product_id, limit=1, republish_after_ms=republish_after_ms)
             (entry,) = await admission.ledger.entries(product_id)
             pauses.append(entry.due_ms - entry.published_at_ms)
             await admission.ledger.postpone([entry.order], delay_ms=0)
         age_ms = entry.published_at_ms - entry.order.admitted_at_ms
         assert 290 <= pauses[0] <= age_ms < 1_000
         assert pauses[1] == 200
+
+
+async def claim_all(ledger: Ledger, product_id: int) -> list[Order]:
+    """Looks and claims until nothing is due."""
+    claimed: list[Order] = []
+    while entries := await ledger.due(product_id, limit=40):
+        claimed += await ledger.claim(entries, republish_after_ms=60_000)
+    return claimed
 
 
 async def test_two_claimers_never_share_an_entry(redis_backend: Backend, product_id: int) -> None:
@@ -256,12 +264,7 @@ async def test_two_claimers_never_share_an_entry(redis_backend: Backend, product
         await admission.gate.admit_late(late)
         await asyncio.sleep(0.05)
         async with admission_on(redis_backend) as other:
-            parts = await asyncio.gather(
-                *(
-                    each.ledger.claim_due(product_id, limit=40, republish_after_ms=60_000)
-                    for each in (admission, other) * 5
-                )
-            )
+            parts = await asyncio.gather(*(claim_all(each.ledger, product_id) for each in (admission, other) * 5))
         claimed = [order.order_id for part in parts for order in part]
         assert len(claimed) == len(set(claimed)) == 300
 
@@ -275,10 +278,10 @@ async def test_postponing_moves_pending_entries_only(redis_backend: Backend, pro
         await admission.ledger.settle([(settled, Confirmed())])
         await admission.ledger.postpone([pending, parked, settled], delay_ms=60_000)
         await asyncio.sleep(0.02)
-        assert await admission.ledger.claim_due(product_id, limit=10, republish_after_ms=1) == []
+        assert await claim_due(admission.ledger, product_id, limit=10, republish_after_ms=1) == []
         assert await states(admission, product_id) == {pending.order_id: "pending", parked.order_id: "parked"}
         await admission.ledger.postpone([pending], delay_ms=0)
-        assert await admission.ledger.claim_due(product_id, limit=10, republish_after_ms=1) == [pending]
+        assert await claim_due(admission.ledger, product_id, limit=10, republish_after_ms=1) == [pending]
 
 
 async def test_a_parked_entry_is_never_claimed(redis_backend: Backend, product_id: int) -> None:
@@ -290,7 +293,7 @@ async def test_a_parked_entry_is_never_claimed(redis_backend: Backend, product_i
         for _ in range(2):
             await admission.ledger.park([parked, settled])
         await asyncio.sleep(0.02)
-        assert await admission.ledger.claim_due(product_id, limit=10, republish_after_ms=1) == []
+        assert await claim_due(admission.ledger, product_id, limit=10, republish_after_ms=1) == []
         assert await states(admission, product_id) == {parked.order_id: "parked"}
         assert await stock_of(admission, product_id) == 8
         await admission.ledger.settle([(parked, Rejected(Rejection.DISCARDED))])

@@ -24,6 +24,7 @@ from seckill.order.types import OrderState
 from seckill.settings import OrderSettings
 from seckill.wire import order_pb2 as pb
 from seckill.wire import order_pb2_grpc
+from tests.support.sides import Side
 from tests.support.statuses import Fails
 
 PRODUCT, SALE = 7, 3
@@ -34,10 +35,9 @@ CONTRADICTS = grpc.StatusCode.FAILED_PRECONDITION
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
 
-@pytest.fixture(params=["sqlite"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    assert request.param == "sqlite"
-    return f"sqlite+aiosqlite:///{tmp_path}/order.db"
+@pytest.fixture
+async def database_url(side: Side, tmp_path: Path) -> str:
+    return await side.database("order", tmp_path)
 
 
 @pytest.fixture

@@ -20,15 +20,15 @@ from seckill.product.service import serve_product
 from seckill.settings import ProductSettings
 from seckill.wire import product_pb2 as pb
 from seckill.wire import product_pb2_grpc
+from tests.support.sides import Side
 from tests.support.statuses import Fails
 
 PRODUCT = 7
 
 
-@pytest.fixture(params=["sqlite"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    assert request.param == "sqlite"
-    return f"sqlite+aiosqlite:///{tmp_path}/product.db"
+@pytest.fixture
+async def database_url(side: Side, tmp_path: Path) -> str:
+    return await side.database("product", tmp_path)
 
 
 @pytest.fixture

@@ -1,25 +1,33 @@
-"""Every role as a process of its own, configured by one file, on stand-ins that are none of them."""
+"""Every role as a process of its own, configured by one file, on servers that are none of them.
+
+The coordinator is ours, on real servers too (on MariaDB): the test ends it.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from seckill.cli.roles import EVERY_ADDRESS
+from seckill.settings import KafkaSettings
+from tests.support.sides import Side
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Running, Seckill
 
 pytestmark = pytest.mark.slow
 
-ROLES = ("coordinator", "product", "order", "worker", "front")
+ROLES = ("coordinator", "product", "order", "worker", "reconcile", "front")
 
 
 def free_addresses(count: int) -> list[str]:
@@ -32,29 +40,35 @@ def free_addresses(count: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def roles(
-    new_seckill: Callable[[], Seckill], redis_server: str, kafka_server: str
-) -> tuple[Seckill, dict[str, Running]]:
-    """A home whose SECKILL_CONFIG names a file, and the five roles that run by it."""
+def roles(new_seckill: Callable[[], Seckill], side: Side) -> tuple[Seckill, dict[str, Running]]:
+    """A home whose SECKILL_CONFIG names a file, and the roles that run by it."""
     seckill = new_seckill()
     file = seckill.folder / "seckill.toml"
-    file.write_text(settings_file(redis_server, kafka_server))
+    file.write_text(asyncio.run(settings_file(side, seckill.folder)))
     seckill.environment["SECKILL_CONFIG"] = str(file)
+    assert seckill.run("db", "upgrade").returncode == 0
     return seckill, {role: seckill.start(role) for role in ROLES}
 
 
-def settings_file(redis: str, kafka: str) -> str:
+async def settings_file(side: Side, folder: Path) -> str:
+    run = uuid.uuid4().hex[:8]
+    kafka = KafkaSettings(bootstrap=side.kafka, topic=f"roles-{run}", dead_letter_topic=f"roles-{run}-dlt")
+    await side.make_pipeline_topics(kafka)
     address = dict(zip(EVERY_ADDRESS, free_addresses(len(EVERY_ADDRESS)), strict=True))
     sections: dict[str, list[str]] = {
         "kafka": [
-            f'bootstrap = "{kafka}"',
-            'topic = "roles-topic"',
-            'dead_letter_topic = "roles-dlt"',
-            'group = "roles"',
+            f'bootstrap = "{kafka.bootstrap}"',
+            f'topic = "{kafka.topic}"',
+            f'dead_letter_topic = "{kafka.dead_letter_topic}"',
+            f'group = "roles-{run}"',
         ],
-        "redis": [f'url = "{redis}"', "run_id_check = false"],
+        "redis": [f'url = "{side.redis}"', f"run_id_check = {str(side.run_id_check).lower()}"],
         "dtm": [f'grpc = "{address["coordinator.grpc"]}"', f'http = "{address["coordinator.http"]}"'],
         "front": ['operator_token = "for-tests-only"'],
+        **{
+            name: [f'database_url = "{await side.database(name, folder)}"']
+            for name in ("product", "order", "coordinator")
+        },
     }
     for name, listening in address.items():
         section, key = name.split(".")
@@ -68,14 +82,20 @@ def until_ready(seckill: Seckill) -> None:
         assert time.monotonic() < deadline, ended.stdout + ended.stderr
 
 
-def test_five_processes_carry_an_order_and_drain(roles: tuple[Seckill, dict[str, Running]]) -> None:
-    """Five processes that share only sockets carry an order to its end; SIGTERM drains each, which says so."""
+def test_six_processes_carry_an_order_and_drain(roles: tuple[Seckill, dict[str, Running]]) -> None:
+    """Six processes that share only sockets carry an order to its end; SIGTERM drains each, which says so."""
     seckill, running = roles
     until_ready(seckill)
     product = str(time.time_ns() % 1_000_000_007 + 1)  # the stand-in for Redis is shared with other tests
     seckill.json("sale", "create", "--product", product, "--stock", "3")
     order = seckill.json("publish", "--user", "7", "--product", product)
     assert seckill.json("order", "show", order["order_id"], "--wait", "30")["status"] == "confirmed"
+
+    # Everything is younger than the retention, so nothing goes, whoever is asked.
+    pruned = seckill.json("db", "prune", "--older-than", "1h")
+    assert (pruned["rows"], pruned["sales"], pruned["kept"], pruned["coordinator"]) == ({}, [], [], True)
+    told = seckill.run("db", "prune", "--older-than", "1h", "--dry-run")
+    assert (told.returncode, told.stderr) == (0, "")
 
     unready = seckill_without_coordinator(seckill, running)
     assert unready["coordinator"] == "unreachable"

@@ -171,3 +171,20 @@ def test_the_operator_token_is_needed(up: Seckill) -> None:
     assert refused.returncode == 1
     assert "UNAUTHORIZED" in refused.stderr
     assert "front.operator_token" in refused.stderr
+
+
+def test_the_demo_on_a_pipeline_that_runs(up: Seckill) -> None:
+    """`demo --attach` sells products that had no sale so far, judges those alone, and leaves its sales closed."""
+    for _ in range(2):
+        report = up.json("demo", "--attach", "--stock", "20", "--buyers", "100", "--products", "2")
+        assert (report["confirmed"], report["lost"], report["oversold"]) == (40, 0, 0)
+    demos = [sale for sale in up.json("sale", "list")["sales"] if sale["name"].startswith("demo product")]
+    assert len({sale["product_id"] for sale in demos}) == 4
+    assert {sale["state"] for sale in demos} == {"closed"}
+
+
+def test_the_demo_cannot_keep_running_what_is_not_its_own(up: Seckill) -> None:
+    """`--attach --keep-running` is a mistake, said in one line."""
+    ended = up.run("demo", "--attach", "--keep-running")
+    assert ended.returncode == 2
+    assert "--keep-running" in ended.stderr

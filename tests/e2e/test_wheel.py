@@ -75,6 +75,16 @@ def test_the_default_settings_travel_in_the_wheel(seckill: Path, tmp_path: Path)
     assert tomllib.loads(run(str(seckill), "config", "check", cwd=tmp_path))["profile"] == "embedded"
 
 
+def test_the_migrations_travel_in_the_wheel(seckill: Path, tmp_path: Path) -> None:
+    """`db upgrade` makes every schema where there is no checkout, and `db status` finds them current."""
+    upgraded = json.loads(run(str(seckill), "db", "upgrade", "--json", cwd=tmp_path))["databases"]
+    assert [(each["database"], each["before"]) for each in upgraded] == [
+        ("product", None), ("order", None), ("coordinator", None), ("dead-letters", None),
+    ]  # fmt: skip
+    status = json.loads(run(str(seckill), "db", "status", "--json", cwd=tmp_path))["databases"]
+    assert {each["state"] for each in status} == {"current"}
+
+
 def test_up_runs_from_the_wheel(seckill: Path, tmp_path: Path) -> None:
     """`seckill up` starts, a second command finds it, and SIGTERM drains it."""
     command = [str(seckill), "up", "--base-port", "0", "--json"]

@@ -1,22 +1,32 @@
-"""Fixtures of the integration suites: the services past the topic and their carrier; a front and its product."""
+"""Fixtures of the integration suites: the services past the topic and their carrier; a front and its product.
+
+On the real side DTM coordinates; a test that stops the coordinator is marked `own_coordinator` and gets ours there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from consumers.seckill_rmq import SeckillCarrier
+from seckill.embedded import embedded_redis
 from seckill.wiring import open_carrier
-from tests.support.backbone import Backbone, backbone_settings, open_backbone
+from tests.support.backbone import Backbone, open_backbone
 from tests.support.fronts import RunningFront, running_front, running_product
+from tests.support.redis_servers import Backend
+from tests.support.sides import Side
+
+FRONT_DATABASE = 2
+"""Of a real Redis server."""
 
 
 @pytest.fixture
-async def backbone(tmp_path: Path, redis_server: str, kafka_server: str) -> AsyncIterator[Backbone]:
-    async with open_backbone(backbone_settings(tmp_path, redis_server, kafka_server)) as opened:
+async def backbone(request: pytest.FixtureRequest, side: Side, tmp_path: Path) -> AsyncIterator[Backbone]:
+    ours = request.node.get_closest_marker("own_coordinator") is not None
+    async with open_backbone(side, tmp_path, own_coordinator=ours) as opened:
         yield opened
 
 
@@ -28,13 +38,23 @@ async def carrier(backbone: Backbone) -> AsyncIterator[SeckillCarrier]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def front_redis(side: Side) -> Iterator[Backend]:
+    """A server of the module's own: a front publishes whatever is due in the Redis that it is given."""
+    if side.kind == "embedded":
+        with embedded_redis() as url:
+            yield Backend(url, run_id_check=False)
+    else:
+        yield Backend(side.empty_redis(FRONT_DATABASE), run_id_check=True)
+
+
 @pytest.fixture
-async def product_address(tmp_path: Path) -> AsyncIterator[str]:
-    async with running_product(tmp_path) as address:
+async def product_address(side: Side, tmp_path: Path) -> AsyncIterator[str]:
+    async with running_product(await side.database("product", tmp_path)) as address:
         yield address
 
 
 @pytest.fixture
-async def front(redis_server: str, product_address: str) -> AsyncIterator[RunningFront]:
-    async with running_front(redis_server, product_address) as running:
+async def front(front_redis: Backend, product_address: str) -> AsyncIterator[RunningFront]:
+    async with running_front(front_redis, product_address) as running:
         yield running

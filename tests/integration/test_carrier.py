@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
 from aiokafka import TopicPartition
 
 from consumers.seckill_rmq import SeckillCarrier
@@ -15,6 +16,7 @@ from seckill.messaging.envelope import Record, encode
 from seckill.messaging.lag import read_topic
 from seckill.messaging.offsets import PartitionProgress
 from seckill.messaging.worker import Arrival, Delivered
+from seckill.order.tables import orders as orders_table
 from tests.support.backbone import Backbone
 
 CONFIRMED = OrderStatus.CONFIRMED
@@ -91,7 +93,7 @@ async def test_an_order_that_order_refuses_ends_alone(backbone: Backbone, carrie
     taken = orders[1]
     await carry(carrier, [orders[0]])
     columns = await backbone.query("order", "SELECT * FROM orders")
-    names = [str(row[1]) for row in await backbone.query("order", "PRAGMA table_info(orders)")]
+    names = orders_table.columns.keys()
     row = dict(zip(names, columns[0], strict=True)) | {"order_id": taken.key, "user_id": 999, "gid": "foreign"}
     fields = ", ".join(f":{name}" for name in names)
     await backbone.query("order", f"INSERT INTO orders ({', '.join(names)}) VALUES ({fields})", **row)
@@ -184,6 +186,7 @@ async def test_an_undecided_order_without_a_ledger_entry_stays_in_hand(
     assert await letters(backbone) == []
 
 
+@pytest.mark.own_coordinator
 async def test_what_still_fails_is_set_aside_and_parked(backbone: Backbone, carrier: SeckillCarrier) -> None:
     """With the coordinator down, attempts run out: dead letter written, entry parked, nothing reserved in SQL."""
     sale = await backbone.open_sale(stock=5)

@@ -13,20 +13,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from seckill.domain.outcomes import Confirmed, Rejected
 from seckill.domain.reasons import Rejection
-from seckill.embedded import embedded_redis
 from seckill.front.grpc import STREAM_ORDERS_MAX
 from seckill.wire import seckill_pb2, seckill_pb2_grpc
 from tests.support.fronts import OPERATOR, MemoryPublisher, RunningFront, running_front
+from tests.support.redis_servers import Backend
 
 Request = seckill_pb2.SeckillOrderRequest
 Response = seckill_pb2.SeckillOrderResponse
-
-
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[str]:
-    """A server of this module's own: a front publishes whatever is due in the Redis that it is given."""
-    with embedded_redis() as url:
-        yield url
 
 
 @pytest.fixture
@@ -76,9 +69,9 @@ async def test_the_http_front_and_the_grpc_front_are_one(front: RunningFront, pr
     assert reply.order_id == document["order_id"]
 
 
-async def test_refusals_have_statuses_and_codes(redis_server: str, product_address: str, product_id: int) -> None:
+async def test_refusals_have_statuses_and_codes(front_redis: Backend, product_address: str, product_id: int) -> None:
     """Every refusal is a status with its stable code, and ALREADY_ORDERED names the first order."""
-    async with running_front(redis_server, product_address, ledger={"entries_max": 2}) as front:
+    async with running_front(front_redis, product_address, ledger={"entries_max": 2}) as front:
         sale = await front.open_sale(product_id, stock=3, per_user_limit=2)
         first = await stub(front).SeckillOrder(Request(user_id=1, product_id=product_id, quantity=2))
         expected = [
@@ -121,10 +114,10 @@ async def test_a_failed_publish_is_pending(front: RunningFront, product_id: int)
     assert trailing["seckill-order-id"] == entry.order.order_id
 
 
-async def test_a_cancelled_call_stops_nothing(redis_server: str, product_address: str, product_id: int) -> None:
+async def test_a_cancelled_call_stops_nothing(front_redis: Backend, product_address: str, product_id: int) -> None:
     """An order whose caller gives up in the middle is admitted and published all the same."""
     publisher = MemoryPublisher(released=asyncio.Event())
-    async with running_front(redis_server, product_address, publisher=publisher) as front:
+    async with running_front(front_redis, product_address, publisher=publisher) as front:
         await front.open_sale(product_id)
         call = stub(front).SeckillOrder(Request(user_id=1, product_id=product_id, quantity=1))
         while not await front.ledger.entries(product_id):
@@ -163,10 +156,10 @@ async def test_a_stream_answers_every_order_by_its_tag(front: RunningFront, prod
     assert (replies[count + 1].status, replies[count + 1].code) == ("refused", "INVALID_REQUEST")
 
 
-async def test_a_stream_is_bounded(redis_server: str, product_address: str, product_id: int) -> None:
+async def test_a_stream_is_bounded(front_redis: Backend, product_address: str, product_id: int) -> None:
     """A stream is not read on while as many of its orders as allowed wait for their answers."""
     publisher = MemoryPublisher(released=asyncio.Event())
-    async with running_front(redis_server, product_address, publisher=publisher) as front:
+    async with running_front(front_redis, product_address, publisher=publisher) as front:
         await front.open_sale(product_id, stock=1_000)
         call = stub(front).SeckillOrders(
             Request(user_id=user, product_id=product_id, quantity=1, tag=user)
@@ -184,9 +177,9 @@ async def test_a_stream_is_bounded(redis_server: str, product_address: str, prod
         assert len(replies) == STREAM_ORDERS_MAX + 100
 
 
-async def test_leaving_ends_open_streams(redis_server: str, product_address: str, product_id: int) -> None:
+async def test_leaving_ends_open_streams(front_redis: Backend, product_address: str, product_id: int) -> None:
     """A front that ends answers what it has read from a stream and ends the stream, without waiting for the client."""
-    running = running_front(redis_server, product_address, drain_timeout_ms=30_000)
+    running = running_front(front_redis, product_address, drain_timeout_ms=30_000)
     async with AsyncExitStack() as stack:
         front = await stack.enter_async_context(running)
         await front.open_sale(product_id)
@@ -211,9 +204,9 @@ async def test_products_on_sale(front: RunningFront, product_id: int) -> None:
     assert product.create_time > 0
 
 
-async def test_products_without_a_product_service(redis_server: str) -> None:
+async def test_products_without_a_product_service(front_redis: Backend) -> None:
     """When the list cannot be read, the call is UNAVAILABLE."""
-    async with running_front(redis_server, "127.0.0.1:1") as front:
+    async with running_front(front_redis, "127.0.0.1:1") as front:
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await stub(front).SeckillProducts(seckill_pb2.SeckillProductsRequest())
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE

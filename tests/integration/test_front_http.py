@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -15,15 +15,8 @@ import pytest
 from seckill.domain.order import MAX_ID, order_id_from_key
 from seckill.domain.outcomes import Confirmed, Rejected
 from seckill.domain.reasons import Rejection
-from seckill.embedded import embedded_redis
 from tests.support.fronts import OPERATOR, MemoryPublisher, RunningFront, running_front
-
-
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[str]:
-    """A server of this module's own: a front publishes whatever is due in the Redis that it is given."""
-    with embedded_redis() as url:
-        yield url
+from tests.support.redis_servers import Backend
 
 
 @pytest.fixture
@@ -122,11 +115,11 @@ async def test_a_repeat_of_an_ended_order_gets_its_end(front: RunningFront, prod
     assert (status, document["status"], document["reason"]) == (200, "rejected", "SOLD_OUT")
 
 
-async def test_a_failed_publish_is_pending_and_published_later(redis_server: str, product_address: str) -> None:
+async def test_a_failed_publish_is_pending_and_published_later(front_redis: Backend, product_address: str) -> None:
     """Without an acknowledgement: 503 PENDING with the id, nothing undone, and the front publishes it again."""
     product_id = secrets.randbelow(2**60) + 1
     async with running_front(
-        redis_server, product_address, ledger={"republish_after_ms": 200}, republish_every_ms=50
+        front_redis, product_address, ledger={"republish_after_ms": 200}, republish_every_ms=50
     ) as front:
         await front.open_sale(product_id)
         front.publisher.failing = True
@@ -155,11 +148,11 @@ async def test_a_repeat_after_a_failed_publish_publishes_again(front: RunningFro
     assert (status, front.publisher.ids()) == (202, [document["order_id"]])
 
 
-async def test_a_slow_publish_is_pending(redis_server: str, product_address: str) -> None:
+async def test_a_slow_publish_is_pending(front_redis: Backend, product_address: str) -> None:
     """When the acknowledgement takes too long the client gets PENDING, and the publish goes on behind it."""
     product_id = secrets.randbelow(2**60) + 1
     publisher = MemoryPublisher(released=asyncio.Event())
-    async with running_front(redis_server, product_address, publisher=publisher, publish_timeout_ms=200) as front:
+    async with running_front(front_redis, product_address, publisher=publisher, publish_timeout_ms=200) as front:
         await front.open_sale(product_id)
         status, document = await front.order(user_id=1, product_id=product_id)
         assert (status, document["code"]) == (503, "PENDING")
@@ -171,11 +164,11 @@ async def test_a_slow_publish_is_pending(redis_server: str, product_address: str
         assert publisher.ids() == [document["order_id"]]
 
 
-async def test_a_client_that_goes_away_stops_nothing(redis_server: str, product_address: str) -> None:
+async def test_a_client_that_goes_away_stops_nothing(front_redis: Backend, product_address: str) -> None:
     """An order whose client hangs up in the middle is admitted and published all the same."""
     product_id = secrets.randbelow(2**60) + 1
     publisher = MemoryPublisher(released=asyncio.Event())
-    async with running_front(redis_server, product_address, publisher=publisher) as front:
+    async with running_front(front_redis, product_address, publisher=publisher) as front:
         await front.open_sale(product_id)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
@@ -188,10 +181,10 @@ async def test_a_client_that_goes_away_stops_nothing(redis_server: str, product_
         assert await stock_of(front, product_id) == 9
 
 
-async def test_a_full_ledger_answers_overloaded(redis_server: str, product_address: str) -> None:
+async def test_a_full_ledger_answers_overloaded(front_redis: Backend, product_address: str) -> None:
     """More accepted orders than the ledger may hold: 503 OVERLOADED with Retry-After; those accepted stay."""
     product_id = secrets.randbelow(2**60) + 1
-    async with running_front(redis_server, product_address, ledger={"entries_max": 3}) as front:
+    async with running_front(front_redis, product_address, ledger={"entries_max": 3}) as front:
         await front.open_sale(product_id)
         answers = [
             await front.request("POST", "/v1/orders", json={"user_id": user, "product_id": product_id})
@@ -205,11 +198,11 @@ async def test_a_full_ledger_answers_overloaded(redis_server: str, product_addre
         assert len(front.publisher.orders) == 3
 
 
-async def test_too_many_orders_at_once(redis_server: str, product_address: str) -> None:
+async def test_too_many_orders_at_once(front_redis: Backend, product_address: str) -> None:
     """Above the bound of orders under way, further ones are OVERLOADED at once."""
     product_id = secrets.randbelow(2**60) + 1
     publisher = MemoryPublisher(released=asyncio.Event())
-    async with running_front(redis_server, product_address, publisher=publisher, admission_queue_max=4) as front:
+    async with running_front(front_redis, product_address, publisher=publisher, admission_queue_max=4) as front:
         await front.open_sale(product_id)
         held = [asyncio.create_task(front.order(user_id=user, product_id=product_id)) for user in range(1, 5)]
         while len(await front.ledger.entries(product_id)) < 4:
@@ -223,7 +216,7 @@ async def test_too_many_orders_at_once(redis_server: str, product_address: str) 
 
 async def test_no_redis(product_address: str) -> None:
     """Without Redis an order is 503 UNAVAILABLE with Retry-After, and the front is not ready."""
-    async with running_front("redis://127.0.0.1:1/0", product_address) as front:
+    async with running_front(Backend("redis://127.0.0.1:1/0", run_id_check=True), product_address) as front:
         status, document, headers = await front.request("POST", "/v1/orders", json={"user_id": 1, "product_id": 1})
         assert (status, document["code"]) == (503, "UNAVAILABLE")
         assert int(headers["Retry-After"]) > 0
@@ -381,10 +374,10 @@ async def test_waiting_for_an_order(front: RunningFront, product_id: int) -> Non
     assert time.monotonic() - started < 5
 
 
-async def test_a_waiting_time_is_cut(redis_server: str, product_address: str) -> None:
+async def test_a_waiting_time_is_cut(front_redis: Backend, product_address: str) -> None:
     """Nobody waits longer than the settings allow."""
     product_id = secrets.randbelow(2**60) + 1
-    async with running_front(redis_server, product_address, wait_max_ms=200) as front:
+    async with running_front(front_redis, product_address, wait_max_ms=200) as front:
         await front.open_sale(product_id)
         _, accepted = await front.order(user_id=1, product_id=product_id)
         started = time.monotonic()
@@ -500,9 +493,9 @@ async def test_the_operator_token_is_needed(front: RunningFront, product_id: int
     assert (await front.request("GET", path))[1]["state"] == "open"
 
 
-async def test_without_a_token_sales_cannot_be_changed(redis_server: str, product_address: str) -> None:
+async def test_without_a_token_sales_cannot_be_changed(front_redis: Backend, product_address: str) -> None:
     """A front without an operator token answers CLOSED to everything that changes a sale."""
-    async with running_front(redis_server, product_address, operator_token=None) as front:
+    async with running_front(front_redis, product_address, operator_token=None) as front:
         status, document, _ = await front.request("POST", "/v1/sales", json={}, headers=OPERATOR)
         assert (status, document["code"]) == (403, "CLOSED")
 
@@ -532,9 +525,9 @@ async def test_a_huge_sale_is_not_read(front: RunningFront) -> None:
     assert (status, document["code"]) == (413, "BODY_TOO_LARGE")
 
 
-async def test_no_product_service(redis_server: str) -> None:
+async def test_no_product_service(front_redis: Backend) -> None:
     """Without the product service orders are still taken; sales answer UNAVAILABLE."""
-    async with running_front(redis_server, "127.0.0.1:1") as front:
+    async with running_front(front_redis, "127.0.0.1:1") as front:
         status, document, _ = await front.request("GET", "/v1/sales")
         assert (status, document["code"]) == (503, "UNAVAILABLE")
         status, document = await front.order(user_id=1, product_id=secrets.randbelow(2**60) + 1)
@@ -580,14 +573,14 @@ async def test_the_description_names_orders_and_problems(front: RunningFront) ->
     assert names <= schemas.keys()
 
 
-async def test_leaving_finishes_what_is_under_way(redis_server: str, product_address: str) -> None:
+async def test_leaving_finishes_what_is_under_way(front_redis: Backend, product_address: str) -> None:
     """While it ends, a front answers the orders that it holds; new ones are not taken."""
     product_id = secrets.randbelow(2**60) + 1
     publisher = MemoryPublisher(released=asyncio.Event())
     leave = asyncio.Event()
     answers: list[tuple[int, dict[str, Any]]] = []
     async with aiohttp.ClientSession() as http:
-        async with running_front(redis_server, product_address, publisher=publisher) as front:
+        async with running_front(front_redis, product_address, publisher=publisher) as front:
             await front.open_sale(product_id)
             url = f"http://{front.served.http_address}/v1/orders"
 

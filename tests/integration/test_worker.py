@@ -14,6 +14,7 @@ from seckill.domain.errors import InvalidOrder
 from seckill.domain.order import Order, order_id_from_key
 from seckill.messaging.envelope import ORIGIN_HEADER, Record, encode
 from seckill.messaging.worker import Delivered, Worker, WorkerLimits
+from tests.support.sides import Side
 
 LIMITS = WorkerLimits(batch_max=50, groups_per_sale_max=2, inflight_max=200, poll_timeout_ms=50, drain_timeout_ms=3_000)
 
@@ -96,8 +97,16 @@ async def until(condition: Callable[[], bool], *, within_s: float = 15) -> None:
 
 
 @pytest.fixture
-def topic() -> str:
-    return f"orders-{uuid4().hex[:8]}"
+def kafka(side: Side) -> str:
+    """Bootstrap address."""
+    return side.kafka
+
+
+@pytest.fixture
+async def topic(side: Side) -> str:
+    name = f"orders-{uuid4().hex[:8]}"
+    await side.create_topics(name)
+    return name
 
 
 @pytest.fixture
@@ -105,54 +114,54 @@ def group() -> str:
     return f"group-{uuid4().hex[:8]}"
 
 
-async def test_a_backlog_forms_groups_of_one_sale(kafka_server: str, topic: str, group: str) -> None:
+async def test_a_backlog_forms_groups_of_one_sale(kafka: str, topic: str, group: str) -> None:
     """What waits for one sale is carried together, bounded by the batch, and no group mixes sales."""
     orders = [order(n, sale_id=4 + n % 2) for n in range(300)]
-    await publish(kafka_server, topic, [encode(each) for each in orders])
+    await publish(kafka, topic, [encode(each) for each in orders])
     carrier = Recorder()
-    async with working(kafka_server, topic, group, carrier):
+    async with working(kafka, topic, group, carrier):
         await until(lambda: len(carrier.carried) == 300)
     assert {o.order_id for o in carrier.carried} == {o.order_id for o in orders}
     assert all(len({o.sale_id for o in each}) == 1 and len(each) <= LIMITS.batch_max for each in carrier.groups)
     assert len(carrier.groups) < 60
-    assert await committed(kafka_server, topic, group) == 300
+    assert await committed(kafka, topic, group) == 300
 
 
-async def test_nothing_is_committed_before_it_is_routed(kafka_server: str, topic: str, group: str) -> None:
+async def test_nothing_is_committed_before_it_is_routed(kafka: str, topic: str, group: str) -> None:
     """A worker that is cut off in the middle of a group leaves its records to the next one."""
-    await publish(kafka_server, topic, [encode(order(n)) for n in range(20)])
+    await publish(kafka, topic, [encode(order(n)) for n in range(20)])
     stuck = Recorder()
     stuck.gate.clear()
-    async with working(kafka_server, topic, group, stuck) as worker:
+    async with working(kafka, topic, group, stuck) as worker:
         await until(lambda: stuck.entered == 20)
         worker._limits = WorkerLimits(50, 2, 200, 50, drain_timeout_ms=200)
     assert stuck.carried == []
-    assert await committed(kafka_server, topic, group) == 0
+    assert await committed(kafka, topic, group) == 0
     carrier = Recorder()
-    async with working(kafka_server, topic, group, carrier):
+    async with working(kafka, topic, group, carrier):
         await until(lambda: len(carrier.carried) == 20)
 
 
-async def test_a_stop_finishes_what_was_fetched(kafka_server: str, topic: str, group: str) -> None:
+async def test_a_stop_finishes_what_was_fetched(kafka: str, topic: str, group: str) -> None:
     """Stopping waits for the groups in hand and commits them."""
-    await publish(kafka_server, topic, [encode(order(n)) for n in range(20)])
+    await publish(kafka, topic, [encode(order(n)) for n in range(20)])
     carrier = Recorder()
     carrier.gate.clear()
-    async with working(kafka_server, topic, group, carrier) as worker:
+    async with working(kafka, topic, group, carrier) as worker:
         await until(lambda: carrier.entered == 20)
         worker.stop()
         await asyncio.sleep(0.2)
         carrier.gate.set()
     assert len(carrier.carried) == 20
-    assert await committed(kafka_server, topic, group) == 20
+    assert await committed(kafka, topic, group) == 20
 
 
-async def test_work_in_hand_is_bounded(kafka_server: str, topic: str, group: str) -> None:
+async def test_work_in_hand_is_bounded(kafka: str, topic: str, group: str) -> None:
     """A worker whose services are slow stops fetching at its bound, whatever waits in the topic."""
-    await publish(kafka_server, topic, [encode(order(n, sale_id=1 + n % 20)) for n in range(600)])
+    await publish(kafka, topic, [encode(order(n, sale_id=1 + n % 20)) for n in range(600)])
     carrier = Recorder()
     carrier.gate.clear()
-    async with working(kafka_server, topic, group, carrier) as worker:
+    async with working(kafka, topic, group, carrier) as worker:
         await until(lambda: carrier.entered >= 100)
         await asyncio.sleep(0.5)
         assert worker._inflight <= LIMITS.inflight_max
@@ -161,27 +170,25 @@ async def test_work_in_hand_is_bounded(kafka_server: str, topic: str, group: str
     assert carrier.most_at_once <= LIMITS.inflight_max
 
 
-async def test_a_record_that_is_no_order_is_buried_and_the_rest_goes_on(
-    kafka_server: str, topic: str, group: str
-) -> None:
+async def test_a_record_that_is_no_order_is_buried_and_the_rest_goes_on(kafka: str, topic: str, group: str) -> None:
     """Unreadable bytes, a wrong field and the article's array side by side: each goes its way, all are committed."""
     good = order(1)
     values = [b"\xff\x00", b'{"order_id":"x"}', b'[{"uid":5,"pid":7},{"uid":6,"pid":7}]', encode(good)]
-    await publish(kafka_server, topic, values)
+    await publish(kafka, topic, values)
     carrier = Recorder()
-    async with working(kafka_server, topic, group, carrier):
+    async with working(kafka, topic, group, carrier):
         await until(lambda: len(carrier.carried) == 3 and len(carrier.buried) == 2)
     assert {record.value for record, _ in carrier.buried} == {b"\xff\x00", b'{"order_id":"x"}'}
     assert good in carrier.carried
-    assert await committed(kafka_server, topic, group) == 4
+    assert await committed(kafka, topic, group) == 4
 
 
-async def test_a_rebalance_waits_for_what_is_in_hand(kafka_server: str, topic: str, group: str) -> None:
+async def test_a_rebalance_waits_for_what_is_in_hand(kafka: str, topic: str, group: str) -> None:
     """Partitions are given up only after their groups have been routed and their offsets committed."""
-    await publish(kafka_server, topic, [encode(order(n)) for n in range(20)])
+    await publish(kafka, topic, [encode(order(n)) for n in range(20)])
     carrier = Recorder()
     carrier.gate.clear()
-    async with working(kafka_server, topic, group, carrier) as worker:
+    async with working(kafka, topic, group, carrier) as worker:
         await until(lambda: carrier.entered == 20)
         partitions = [TopicPartition(topic, number) for number in range(4)]
         revoking = asyncio.create_task(worker.on_partitions_revoked(partitions))
@@ -189,27 +196,27 @@ async def test_a_rebalance_waits_for_what_is_in_hand(kafka_server: str, topic: s
         assert not revoking.done()
         carrier.gate.set()
         await revoking
-        assert await committed(kafka_server, topic, group) == 20
+        assert await committed(kafka, topic, group) == 20
 
 
-async def test_the_next_worker_goes_on_where_the_last_one_stopped(kafka_server: str, topic: str, group: str) -> None:
+async def test_the_next_worker_goes_on_where_the_last_one_stopped(kafka: str, topic: str, group: str) -> None:
     """A worker that follows another in its group carries what came since, and nothing again."""
     first_half, second_half = [order(n) for n in range(100)], [order(n) for n in range(100, 200)]
     one, two = Recorder(), Recorder()
-    await publish(kafka_server, topic, [encode(each) for each in first_half])
-    async with working(kafka_server, topic, group, one):
+    await publish(kafka, topic, [encode(each) for each in first_half])
+    async with working(kafka, topic, group, one):
         await until(lambda: len(one.carried) == 100)
-    await publish(kafka_server, topic, [encode(each) for each in second_half])
-    async with working(kafka_server, topic, group, two):
+    await publish(kafka, topic, [encode(each) for each in second_half])
+    async with working(kafka, topic, group, two):
         await until(lambda: len(two.carried) == 100)
     assert {o.order_id for o in two.carried} == {o.order_id for o in second_half}
-    assert await committed(kafka_server, topic, group) == 200
+    assert await committed(kafka, topic, group) == 200
 
 
-async def test_no_record_ends_the_worker(kafka_server: str, topic: str, group: str) -> None:
+async def test_no_record_ends_the_worker(kafka: str, topic: str, group: str) -> None:
     """Nesting beyond reason, no value, headers without one: each record is routed, and the next order goes on."""
     good, array = order(1), b'[{"uid":5,"pid":7}]'
-    producer = AIOKafkaProducer(bootstrap_servers=kafka_server)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka)
     await producer.start()
     try:
         await producer.send(topic, b'{"order_id":' + b"[" * 100_000)
@@ -220,7 +227,7 @@ async def test_no_record_ends_the_worker(kafka_server: str, topic: str, group: s
     finally:
         await producer.stop()
     carrier = Recorder()
-    async with working(kafka_server, topic, group, carrier):
+    async with working(kafka, topic, group, carrier):
         await until(lambda: len(carrier.carried) == 3 and len(carrier.buried) == 2)
     assert good in carrier.carried
-    assert await committed(kafka_server, topic, group) == 5
+    assert await committed(kafka, topic, group) == 5

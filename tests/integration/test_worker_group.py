@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from uuid import uuid4
 
@@ -11,6 +12,7 @@ from seckill.messaging.envelope import Record
 from seckill.messaging.worker import Delivered, Worker, WorkerLimits
 from seckill.settings import KafkaSettings
 from seckill.wiring import open_consumer
+from tests.support.sides import Side
 
 LIMITS = WorkerLimits(batch_max=50, groups_per_sale_max=2, inflight_max=200, poll_timeout_ms=50, drain_timeout_ms=3_000)
 SESSION_MS = 6_000  # the shortest that a broker takes by default
@@ -53,15 +55,26 @@ async def test_a_consumer_that_kafka_refuses_ends_the_worker(kafka_server: str) 
         assert "InvalidRequest" in str(errors[0])
 
 
-async def test_a_worker_joins_after_a_member_that_died(kafka_server: str) -> None:
+async def join_and_die(group: KafkaSettings) -> None:
+    """A member in a process of its own that is killed: no heartbeat any more, and no leave request."""
+    member = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.support.group_member", group.bootstrap, group.topic, group.group, str(SESSION_MS),
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert member.stdout is not None
+        assert await member.stdout.readline() == b"joined\n"
+    finally:
+        member.kill()
+        await member.wait()
+
+
+async def test_a_worker_joins_after_a_member_that_died(side: Side) -> None:
     """A member that vanished without leaving keeps its successor out for its session, not for ever."""
-    group = settings(kafka_server)
-    async with open_consumer(group) as dead, open_consumer(group) as consumer:
-        dead.subscribe([group.topic])
-        while not dead.assignment():
-            await asyncio.sleep(0.05)
-        # As a killed process: no heartbeat any more, and no leave request.
-        await dead._client.close()
+    group = settings(side.kafka)
+    await side.create_topics(group.topic)
+    async with open_consumer(group) as consumer:
+        await join_and_die(group)
         worker = Worker(consumer, Nothing(), LIMITS)
         running = asyncio.create_task(worker.run([group.topic]))
         try:

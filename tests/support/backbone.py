@@ -1,4 +1,4 @@
-"""Coordinator, product and order on SQLite, and what a test needs to fill and read them."""
+"""Product, order and who coordinates them, and what a test needs to fill and read them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
 
 from seckill.admission import open_admission
 from seckill.admission.gate import AdmissionGate, Wanted
@@ -21,6 +23,7 @@ from seckill.domain.outcomes import Admitted
 from seckill.settings import Settings, load_settings
 from seckill.wire import product_pb2, product_pb2_grpc
 from seckill.wiring import ROLES, open_channel, with_values
+from tests.support.sides import Side
 
 FAR_FUTURE_MS = 4_000_000_000_000
 
@@ -68,7 +71,7 @@ class Backbone:
     async def query(self, service: str, statement: str, **values: object) -> list[tuple[object, ...]]:
         """Rows of a service's own database; a statement that changes something is committed."""
         section = getattr(self.settings, service)
-        engine = create_async_engine(section.database_url.get_secret_value())
+        engine = create_async_engine(section.database_url.get_secret_value(), poolclass=NullPool)
         try:
             async with engine.begin() as connection:
                 result = await connection.execute(text(statement), values)
@@ -93,37 +96,54 @@ def sale_of(row: product_pb2.Sale) -> Sale:
     )  # fmt: skip
 
 
-def backbone_settings(folder: Path, redis_url: str, bootstrap: str) -> Settings:
-    """Everything on free ports and in `folder`; short times, so that tests need not wait."""
+async def backbone_settings(side: Side, folder: Path, *, own_coordinator: bool = False) -> Settings:
+    """Everything on free ports, in databases and topics of its own; short times, so that tests need not wait.
+
+    On the real side DTM coordinates, unless `own_coordinator` asks for ours (on MariaDB, there), which can be stopped.
+    """
     free = "127.0.0.1:0"
     run = uuid4().hex[:8]
-    return with_values(
+    dtm: dict[str, Any] = {
+        "timeout_to_fail_s": 1,
+        "retry_interval_s": 1,
+        "branch_timeout_s": 1,
+        "try_timeout_ms": 1_500,
+    }
+    if side.dtm is not None and not own_coordinator:
+        dtm |= {"grpc": side.dtm.grpc, "http": side.dtm.http}
+    databases = {name: SecretStr(await side.database(name, folder)) for name in ("product", "order", "coordinator")}
+    settings = with_values(
         load_settings(),
         {
-            "redis": {"url": SecretStr(redis_url), "run_id_check": False},
+            "redis": {"url": SecretStr(side.redis), "run_id_check": side.run_id_check},
             "kafka": {
-                "bootstrap": bootstrap,
+                "bootstrap": side.kafka,
                 "topic": f"orders-{run}",
                 "dead_letter_topic": f"orders-{run}-dlt",
                 "group": f"group-{run}",
             },
-            "product": {"grpc": free, "ops": free, "database_url": _sqlite(folder, "product")},
-            "order": {"grpc": free, "ops": free, "database_url": _sqlite(folder, "order")},
-            "coordinator": {"grpc": free, "http": free, "database_url": _sqlite(folder, "coordinator")}
+            "product": {"grpc": free, "ops": free, "database_url": databases["product"]},
+            "order": {"grpc": free, "ops": free, "database_url": databases["order"]},
+            "coordinator": {"grpc": free, "http": free, "database_url": databases["coordinator"]}
             | {"cron_interval_ms": 100},
-            "dtm": {"timeout_to_fail_s": 1, "retry_interval_s": 1, "branch_timeout_s": 1, "try_timeout_ms": 1_500},
+            "dtm": dtm,
             "front": {"http": free, "grpc": free},
             "worker": {"ops": free, "drain_timeout_ms": 3_000},
+            "reconcile": {"ops": free, "orphan_after_ms": 1_000, "rebuild_wait_ms": 300},
             "retry": {"attempts_max": 3, "base_ms": 10, "cap_ms": 50},
         },
     )
+    await side.make_pipeline_topics(settings.kafka)
+    return settings
 
 
 @asynccontextmanager
-async def open_backbone(settings: Settings) -> AsyncIterator[Backbone]:
+async def open_backbone(side: Side, folder: Path, *, own_coordinator: bool = False) -> AsyncIterator[Backbone]:
+    settings = await backbone_settings(side, folder, own_coordinator=own_coordinator)
+    ours = side.dtm is None or own_coordinator
     running: dict[str, AsyncExitStack] = {}
     async with AsyncExitStack() as stack:
-        for name in ("coordinator", "product", "order"):
+        for name in ("coordinator", "product", "order") if ours else ("product", "order"):
             opened = AsyncExitStack()
             role = await opened.enter_async_context(ROLES[name](settings))
             running[name] = opened
@@ -141,7 +161,3 @@ async def open_backbone(settings: Settings) -> AsyncIterator[Backbone]:
         finally:
             for opened in reversed(running.values()):
                 await opened.aclose()
-
-
-def _sqlite(folder: Path, name: str) -> SecretStr:
-    return SecretStr(f"sqlite+aiosqlite:///{folder / name}.db")

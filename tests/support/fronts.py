@@ -1,4 +1,4 @@
-"""A front on a Redis stand-in, a real product service on SQLite, and a publisher that keeps records in memory."""
+"""A front on a Redis server, a real product service, and a publisher that keeps records in memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -18,7 +17,9 @@ from seckill.domain.errors import PublishUnknown
 from seckill.domain.order import Order
 from seckill.front.serve import ServedFront, serve_front
 from seckill.product.service import serve_product
+from seckill.schema import upgrade
 from seckill.settings import FrontSettings, LedgerSettings, ProductSettings, RedisSettings
+from tests.support.redis_servers import Backend
 
 TOKEN = "operator-token-of-a-test"
 OPERATOR = {"Authorization": f"Bearer {TOKEN}"}
@@ -76,17 +77,16 @@ class RunningFront:
 
 
 @asynccontextmanager
-async def running_product(folder: Path, *, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
-    settings = ProductSettings(
-        grpc=address, ops="127.0.0.1:0", database_url=SecretStr(f"sqlite+aiosqlite:///{folder / 'product.db'}")
-    )
+async def running_product(database_url: str, *, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
+    settings = ProductSettings(grpc=address, ops="127.0.0.1:0", database_url=SecretStr(database_url))
+    await upgrade("product", settings.database_url.get_secret_value())
     async with serve_product(settings) as product:
         yield product.address
 
 
 @asynccontextmanager
 async def running_front(
-    redis_url: str,
+    redis: Backend,
     product_address: str,
     *,
     publisher: MemoryPublisher | None = None,
@@ -100,10 +100,13 @@ async def running_front(
     ledger_settings = LedgerSettings(**({"republish_after_ms": 3_600_000} | (ledger or {})))
     records = publisher or MemoryPublisher()
     async with AsyncExitStack() as stack:
-        redis = RedisSettings(url=SecretStr(redis_url), run_id_check=False)
+        redis_settings = RedisSettings(url=SecretStr(redis.url), run_id_check=redis.run_id_check)
         admission = await stack.enter_async_context(
             open_admission(
-                redis, ledger_settings, batch_max=settings.admission_batch_max, queue_max=settings.admission_queue_max
+                redis_settings,
+                ledger_settings,
+                batch_max=settings.admission_batch_max,
+                queue_max=settings.admission_queue_max,
             )
         )
         product = await stack.enter_async_context(grpc.aio.insecure_channel(product_address))
@@ -111,7 +114,6 @@ async def running_front(
             serve_front(
                 settings,
                 admission=admission,
-                republish_after_ms=ledger_settings.republish_after_ms,
                 publisher=records,
                 product=product,
                 product_address=product_address,

@@ -1,12 +1,9 @@
-"""Redis servers for the contract suites: the stand-in, and a real one where `redis-server` is installed."""
+"""Redis servers for the contract suites: the stand-in, and a real one."""
 
 from __future__ import annotations
 
 import secrets
-import socket
-import subprocess
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -16,71 +13,18 @@ from typing import Any
 import pytest
 import redis
 
-from seckill.admission import Admission, open_admission
-from seckill.domain.order import Sale
+from seckill.admission import Admission, Ledger, open_admission
+from seckill.domain.order import Order, Sale
 from seckill.embedded import embedded_redis
 from seckill.settings import LedgerSettings, RedisSettings
-from tests.support.programs import needs
+from tests.servers import native
+from tests.support.sides import Side
 
 FAR_AHEAD_MS = 32_503_680_000_000  # the year 3000
 
 
-@dataclass(slots=True)
-class RedisProcess:
-    """A real server of our own on a loopback port; `restart` keeps its data and gives it a new run id."""
-
-    directory: Path
-    port: int
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory),
-             "--save", "", "--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"],
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        deadline = time.monotonic() + 10
-        while not self._answers():
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"redis-server did not answer on port {self.port}")
-            time.sleep(0.02)
-
-    def _answers(self) -> bool:
-        try:
-            with redis.Redis.from_url(self.url) as client:
-                return bool(client.ping())
-        except redis.RedisError:
-            return False
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
-            self.process.wait(timeout=10)
-            self.process = None
-
-    def restart(self) -> None:
-        self.stop()
-        self.start()
-
-
-@contextmanager
-def redis_process() -> Iterator[RedisProcess]:
-    """Where no `redis-server` is installed the test is skipped; on CI it fails."""
-    needs("redis-server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as directory:
-        server = RedisProcess(Path(directory), port)
-        server.start()
-        try:
-            yield server
-        finally:
-            server.stop()
+CONTRACT_DATABASE = 1
+"""Of a real server: a front publishes whatever is due in its database, and what these suites leave there is not its."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +33,21 @@ class Backend:
     run_id_check: bool
 
 
-@pytest.fixture(scope="session", params=["embedded", "redis"])
-def redis_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """Where the suite runs: on the stand-in, then on a real server."""
-    if request.param == "embedded":
+@pytest.fixture(scope="session")
+def redis_backend(side: Side) -> Iterator[Backend]:
+    """Where the suite runs: on a stand-in of its own, then on a real server."""
+    if side.kind == "embedded":
         with embedded_redis() as url:
             yield Backend(url, run_id_check=False)
     else:
-        with redis_process() as server:
-            yield Backend(server.url, run_id_check=True)
+        yield Backend(side.empty_redis(CONTRACT_DATABASE), run_id_check=True)
+
+
+@contextmanager
+def redis_process() -> Iterator[native.Redis]:
+    """A real server of the test's own."""
+    with tempfile.TemporaryDirectory() as folder, native.redis_process(Path(folder)) as server:
+        yield server
 
 
 @pytest.fixture
@@ -145,3 +95,9 @@ def raw_redis(url: str) -> Iterator[redis.Redis]:
     """A plain client, to look at or disturb what the tested code keeps."""
     with redis.Redis.from_url(url, decode_responses=True) as client:
         yield client
+
+
+async def claim_due(ledger: Ledger, product_id: int, *, limit: int, republish_after_ms: int) -> list[Order]:
+    """Looks for what is due and takes it, as reconcile does."""
+    entries = await ledger.due(product_id, limit=limit)
+    return await ledger.claim(entries, republish_after_ms=republish_after_ms)

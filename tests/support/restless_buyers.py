@@ -7,6 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,13 +110,17 @@ class Crowd:
     async def _array(self) -> None:
         wishes = [self._wish() for _ in range(self.chance.randint(1, 3))]
         items = [{"uid": wish["user_id"], "pid": wish["product_id"]} for wish in wishes]
-        await self.publisher.send(self.kafka.topic, key=None, value=msgspec.json.encode(items))
+        with suppress(PublishUnknown):  # whether it is there, the topic tells
+            await self.publisher.send(self.kafka.topic, key=None, value=msgspec.json.encode(items))
 
     async def _unreadable(self) -> None:
         self.number += 1
         form = self.chance.choice([b"\xff\xfe%d", b'{"order_id": "%d"}', b"[{}, %d]", b"not json %d"])
         value = form % self.number
-        await self.publisher.send(self.kafka.topic, key=b"nonsense", value=value)
+        try:
+            await self.publisher.send(self.kafka.topic, key=b"nonsense", value=value)
+        except PublishUnknown:
+            return
         self.unreadable.add(value)
 
     async def _nonsense(self) -> None:

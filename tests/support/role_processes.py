@@ -1,54 +1,35 @@
-"""The five roles as processes under a small supervisor, which tests kill, freeze and drain."""
+"""The roles as processes under a small supervisor, which tests kill, freeze and drain. DTM can be one of them."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-import random
 import signal
-import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from seckill.cli.roles import EVERY_ADDRESS
+from tests.servers.ports import free_ports
 
-ROLES = ("coordinator", "product", "order", "worker", "front")
-FIXED_PORTS = range(20_000, 32_000)
-"""Below the ports that systems give to clients: nobody's connection takes a role's port while the role is dead."""
-
+ROLES = ("coordinator", "product", "order", "worker", "reconcile", "front")
+STARTED = b"role_started"
 START_TIMEOUT_S = 60
 END_TIMEOUT_S = 40
 RESTART_PAUSE_S = 0.5
 
 
-def fixed_addresses(count: int) -> list[str]:
-    """Addresses that nobody listens on now, and that no outgoing connection will be given."""
-    with ExitStack() as held:
-        found: list[str] = []
-        for port in random.sample(FIXED_PORTS, 40 * count):
-            if len(found) == count:
-                return found
-            probe = held.enter_context(socket.socket())
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            found.append(f"127.0.0.1:{port}")
-    raise AssertionError(f"only {len(found)} of {count} ports are free")
-
-
 def role_addresses() -> dict[str, dict[str, str]]:
     """Settings sections with a fixed address for everything that the roles listen on, and `dtm` to match."""
     sections: dict[str, dict[str, str]] = {}
-    for name, address in zip(EVERY_ADDRESS, fixed_addresses(len(EVERY_ADDRESS)), strict=True):
+    for name, port in zip(EVERY_ADDRESS, free_ports(len(EVERY_ADDRESS)), strict=True):
         section, key = name.split(".")
-        sections.setdefault(section, {})[key] = address
+        sections.setdefault(section, {})[key] = f"127.0.0.1:{port}"
     sections["dtm"] = dict(sections["coordinator"])
     return sections
 
@@ -65,11 +46,24 @@ class Death:
         return f"{self.role} ended by itself with {self.code}:\n{self.log}"
 
 
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What is run as a role, and what it writes once it serves."""
+
+    command: Sequence[str]
+    sign: bytes = STARTED
+
+
+def our_program(role: str) -> Program:
+    return Program((sys.executable, "-m", "seckill.cli", role))
+
+
 @dataclass
 class RoleProcess:
     """One role. Whoever ends it says so; an end that nobody asked for is noted, and the role is started again."""
 
     role: str
+    program: Program
     environment: Mapping[str, str]
     log: Path
     deaths: list[Death] = field(default_factory=list)
@@ -81,12 +75,16 @@ class RoleProcess:
     asked: bool = False
     watching: asyncio.Task[None] | None = None
 
+    @property
+    def ours(self) -> bool:
+        return self.program.sign == STARTED
+
     async def start(self) -> None:
         self.asked = False
         self.log_from = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as stderr:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "seckill.cli", self.role,
+                *self.program.command,
                 env=dict(self.environment), cwd=self.log.parent, stdout=stderr, stderr=stderr,
             )  # fmt: skip
         self.watching = asyncio.create_task(self._watch(self.process))
@@ -94,7 +92,7 @@ class RoleProcess:
     async def started(self) -> None:
         """Waits until the running process says that it has started. It is started again when it dies before that."""
         async with asyncio.timeout(START_TIMEOUT_S):
-            while b"role_started" not in self.log.read_bytes()[self.log_from :]:
+            while self.program.sign not in self.log.read_bytes()[self.log_from :]:
                 await asyncio.sleep(0.05)
 
     async def kill(self, down_s: float) -> None:
@@ -156,15 +154,26 @@ def _event(line: str) -> dict[str, Any]:
         event = json.loads(line)
     except ValueError:
         return {"event": line, "level": "raw"}
-    return event if isinstance(event, dict) else {"event": line, "level": "raw"}
+    ours = isinstance(event, dict) and "event" in event
+    return event if ours else {"event": line, "level": "raw"}
 
 
 @asynccontextmanager
-async def running_roles(config: Path) -> AsyncIterator[dict[str, RoleProcess]]:
-    """All five, started; their logs lie beside the settings file."""
+async def running_roles(
+    config: Path, others: Mapping[str, Program] | None = None
+) -> AsyncIterator[dict[str, RoleProcess]]:
+    """All of them, started; their logs lie beside the settings file. `others` are run instead of ours."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SECKILL")}
     environment |= {"SECKILL_CONFIG": str(config), "NO_COLOR": "1"}
-    roles = {role: RoleProcess(role, environment, config.parent / f"{role}.log") for role in ROLES}
+    upgraded = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "seckill.cli", "db", "upgrade", env=environment, cwd=config.parent
+    )
+    assert await upgraded.wait() == 0
+    programs = {role: our_program(role) for role in ROLES} | dict(others or {})
+    roles = {
+        role: RoleProcess(role, program, environment, config.parent / f"{role}.log")
+        for role, program in programs.items()
+    }
     try:
         for process in roles.values():
             await process.start()

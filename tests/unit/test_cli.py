@@ -35,7 +35,9 @@ from seckill.settings import FrontSettings, Settings, load_settings
 COMMANDS = [
     "demo", "up", "publish", "status", "audit", "front", "worker", "product", "coordinator", "order", "order show",
     "sale", "sale create", "sale list", "sale show", "sale update", "sale pause", "sale resume", "sale close",
-    "tx", "tx list", "tx show", "config", "config check", "config show-default",
+    "tx", "tx list", "tx show", "db", "db upgrade", "db status", "db prune", "doctor",
+    "topics", "topics create", "bench", "bench backlog", "bench accept", "reconcile",
+    "config", "config check", "config show-default",
 ]  # fmt: skip
 
 ORDER_ID = "1-0197a2b0c3d47e5f8a9b0c1d2e3f4a5b"
@@ -66,8 +68,9 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        for name in ("FRONT__HTTP", "PRODUCT__OPS", "ORDER__OPS", "WORKER__OPS", "DTM__HTTP", "KAFKA__BOOTSTRAP"):
+        for name in ("FRONT__HTTP", "PRODUCT__OPS", "ORDER__OPS", "WORKER__OPS", "RECONCILE__OPS", "DTM__HTTP"):
             monkeypatch.setenv(f"SECKILL__{name}", address)
+        monkeypatch.setenv("SECKILL__KAFKA__BOOTSTRAP", address)
         monkeypatch.setenv("SECKILL__REDIS__URL", f"redis://{address}/0")
         yield address
 
@@ -217,7 +220,8 @@ def test_status_of_nothing_tells_about_every_part(runner: CliRunner, nobody: str
     result = runner.invoke(app, ["status", "--json"])
     assert result.exit_code == UNREACHABLE
     report = json.loads(result.stdout)
-    assert {role["role"] for role in report["roles"]} == {"front", "product", "order", "worker", "coordinator"}
+    roles = {"front", "product", "order", "worker", "reconcile", "coordinator"}
+    assert {role["role"] for role in report["roles"]} == roles
     assert all(role["state"] == "unreachable" and role["address"] == nobody for role in report["roles"])
     assert all("error" in report[part] for part in ("lag", "ledger", "undecided"))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from seckill.settings import SettingsError, load_settings
+from seckill.settings import SettingsError, listening, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +81,16 @@ def test_a_url_that_no_driver_takes_is_named_without_its_secret(
     with pytest.raises(SettingsError, match=r"_?url: must be (redis|sqlite\+aiosqlite)://") as caught:
         load_settings()
     assert "geheim" not in str(caught.value)
+
+
+def test_a_role_listens_where_it_is_told_and_is_dialled_by_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`listen` changes the host of a role's own addresses, for the role itself; everybody else dials what they say."""
+    monkeypatch.setenv("SECKILL__PRODUCT__GRPC", "product:9101")
+    monkeypatch.setenv("SECKILL__PRODUCT__OPS", "product:9111")
+    monkeypatch.setenv("SECKILL__PRODUCT__LISTEN", "0.0.0.0")
+    settings = load_settings()
+    product = listening(settings, "product").product
+    assert (product.grpc, product.ops, product.branch_grpc) == ("0.0.0.0:9101", "0.0.0.0:9111", None)
+    assert listening(settings, "worker").product.grpc == "product:9101"
