@@ -3,7 +3,6 @@
     ledger entries past their time ─▶ read the reservation ─▶ sold, rejected  ─▶ settle
                                                            ├▶ frozen          ─▶ wait on
                                                            └▶ released, none  ─▶ publish again, if its record is gone by
-    open sales that Redis lost     ─▶ rebuild (rebuild.py)
     branches undecided for long    ─▶ ask the coordinator  ─▶ carries it      ─▶ try again now
                                                            └▶ lost, finished  ─▶ end it as it stands
 
@@ -23,10 +22,8 @@ import structlog
 from prometheus_client import Counter as Metric
 from prometheus_client import Gauge
 
-from consumers.rebuild import Rebuilder
 from seckill.admission.ledger import Ledger, LedgerEntry
-from seckill.admission.rebuild import RebuildBook, Standing
-from seckill.checkout.orphans import End, Look, Orphans
+from seckill.checkout.orphans import PRODUCT_BRANCH, End, Orphans
 from seckill.checkout.reservations import Reservations, outcome_of
 from seckill.domain.errors import BranchFailed, PublishUnknown, SeckillError
 from seckill.domain.order import Order, Sale
@@ -39,20 +36,19 @@ log = structlog.get_logger()
 
 DONE = Metric("seckill_reconciled_total", "What reconcile did, by kind", ["what"])
 FAILED = Metric("seckill_reconcile_failed_total", "Looks that a dependency cut short", ["look"])
-LOST_SALES = Gauge("seckill_lost_sales", "Open sales that Redis does not hold, or holds from before a restart")
 LEDGER_ENTRIES = Gauge("seckill_ledger_entries", "Orders that were accepted and have not ended", ["product_id"])
 LEDGER_PARKED = Gauge("seckill_ledger_parked", "Ledger entries whose records are dead letters", ["product_id"])
 LEDGER_OLDEST = Gauge("seckill_ledger_oldest_seconds", "Age of the oldest pending entry", ["product_id"])
 ORPHANS = Gauge("seckill_undecided_branches", "Branches that hold units and are undecided for long")
 
+ORPHAN_FAILURES_MAX = 3
+"""Old branches that may fail in a look before the rest is left for the next one."""
+
 LOOK_BACK_MARGIN_MS = 5_000
 """Overlap of one look for old branches with the one before, for clocks that count whole seconds."""
 
-MISSING_FOR_MS = 5_000
-"""A sale that Redis does not hold for so long is lost, and not just about to be warmed."""
-
-SalesOnOffer = Callable[[], Awaitable[Sequence[Sale]]]
-"""The sales that their rows say are open or paused."""
+SalesOfProduct = Callable[[int], Awaitable[Sequence[Sale]]]
+"""The sales that the product database knows of a product."""
 
 Watermark = Callable[[], Awaitable[int | None]]
 """When the oldest record that the group has not committed was written (ms); None: everything has been passed."""
@@ -67,17 +63,16 @@ class ReconcileLimits:
     undecided_wait_ms: int
     orphan_after_ms: int
     orphans_max: int  # branches in a look
-    rebuild_patience_ms: int  # after which another one's rebuild counts as dead
 
 
 @dataclass(slots=True)
 class Findings:
     """What a look found and did: `settled`, `waiting`, `republished`, `publish_unknown`, `slow`, `conflicting`,
-    `orphan_confirmed`, `orphan_cancelled`, `carried`, `contradicting`, `rebuilt`.
+    `orphan_confirmed`, `orphan_cancelled`, `carried`, `contradicting`.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
-    cut_short: dict[str, str] = field(default_factory=dict)  # look → the error that ended it
+    cut_short: dict[str, Exception] = field(default_factory=dict)  # look → the error that ended it
 
     def note(self, what: str, number: int = 1) -> None:
         if number:
@@ -102,9 +97,7 @@ class Reconciler:
         self,
         *,
         ledger: Ledger,
-        rebuilds: RebuildBook,
-        rebuilder: Rebuilder,
-        sales: SalesOnOffer,
+        sales: SalesOfProduct,
         reservations: Reservations,
         orphans: Orphans,
         client: DtmClient,
@@ -113,8 +106,6 @@ class Reconciler:
         limits: ReconcileLimits,
     ) -> None:
         self._ledger = ledger
-        self._rebuilds = rebuilds
-        self._rebuilder = rebuilder
         self._sales = sales
         self._reservations = reservations
         self._orphans = orphans
@@ -123,7 +114,6 @@ class Reconciler:
         self._watermark = watermark
         self._limits = limits
         self._stopping = asyncio.Event()
-        self._missed_at_s: dict[int, float] = {}  # sale id → when it was found missing first
         self._looked_at_s: float | None = None  # monotonic: when old branches were last looked for
         self._oldest_age_ms = 0  # of those that were found then
 
@@ -144,7 +134,6 @@ class Reconciler:
     async def once(self) -> Findings:
         """One look at everything; each part is tried whatever becomes of the others."""
         findings = Findings()
-        await self._attempt("sales", self._look_at_sales(findings), findings)
         await self._attempt("ledger", self._look_at_ledger(findings), findings)
         await self._attempt("orphans", self._look_for_orphans(findings), findings)
         return findings
@@ -154,32 +143,12 @@ class Reconciler:
             await work
         except SeckillError as error:
             FAILED.labels(look).inc()
-            findings.cut_short[look] = str(error)
+            findings.cut_short[look] = error
             log.warning("reconcile_waits", look=look, error=str(error))
         except Exception as error:
             FAILED.labels(look).inc()
-            findings.cut_short[look] = repr(error)
+            findings.cut_short[look] = error
             log.exception("reconcile_failed", look=look)  # the loop must outlive what nobody foresaw
-
-    # --- sales that Redis lost -------------------------------------------------------------------------------------
-
-    async def _look_at_sales(self, findings: Findings) -> None:
-        lost = [sale for sale in await self._sales() if await self._is_lost(sale)]
-        LOST_SALES.set(len(lost))
-        if lost:
-            findings.note("rebuilt", len(await self._rebuilder.rebuild(lost)))
-            LOST_SALES.set(0)
-
-    async def _is_lost(self, sale: Sale) -> bool:
-        match await self._rebuilds.standing(sale, patience_ms=self._limits.rebuild_patience_ms):
-            case Standing.OLD:
-                return True
-            case Standing.MISSING:
-                missed_at_s = self._missed_at_s.setdefault(sale.sale_id, time.monotonic())
-                return time.monotonic() - missed_at_s >= MISSING_FOR_MS / 1_000
-            case _:
-                self._missed_at_s.pop(sale.sale_id, None)
-                return False
 
     # --- the ledger ----------------------------------------------------------------------------------------------
 
@@ -188,10 +157,20 @@ class Reconciler:
             await self._gauge(product_id)
             due = await self._ledger.due(product_id, limit=self._limits.batch_max)
             if due:
-                await self._handle(due, findings)
+                await self._handle(await self._ours(product_id, due), findings)
+
+    async def _ours(self, product_id: int, due: Sequence[LedgerEntry]) -> list[LedgerEntry]:
+        """Without the entries of sales that our database does not know: they are another pipeline's on this Redis."""
+        known = {sale.sale_id for sale in await self._sales(product_id)}
+        strange = [entry.order for entry in due if entry.order.sale_id not in known]
+        if strange:
+            log.error("ledger_of_strange_sales", product_id=product_id, orders=len(strange), first=strange[0].order_id)
+        return [entry for entry in due if entry.order.sale_id in known]
 
     async def _handle(self, due: Sequence[LedgerEntry], findings: Findings) -> None:
         """Entries of one product that are past their time."""
+        if not due:
+            return
         rows = await self._reservations.of_orders([entry.order for entry in due])
         found = _Sorted()
         for entry in due:
@@ -257,22 +236,30 @@ class Reconciler:
             limit=self._limits.orphans_max,
         )
         ORPHANS.set(len(holds))
-        carried = 0
-        for gid in dict.fromkeys(hold.gid for hold in holds):
-            carried += await self._end_orphan(await self._orphans.look(gid), findings) is End.CARRIED
-        if carried:
+        ends: Counter[End | None] = Counter()
+        failures: list[SeckillError] = []
+        for gid in dict.fromkeys(hold.gid for hold in holds if hold.branch_id == PRODUCT_BRANCH):
+            try:
+                ends[await self._end_orphan(gid, findings)] += 1
+            except SeckillError as error:  # of this gid alone, perhaps: the others are looked at all the same
+                failures.append(error)
+                if len(failures) == ORPHAN_FAILURES_MAX:
+                    break
+        if ends[End.CARRIED]:
             await self._hasten()
-            findings.note("carried", carried)
+            findings.note("carried", ends[End.CARRIED])
+        if failures:
+            raise failures[-1]
         # Only now: had a look failed half way, the next one has to go back as far again.
         self._looked_at_s = began_s
         self._oldest_age_ms = max((hold.age_ms for hold in holds), default=0)
 
-    async def _end_orphan(self, look: Look, findings: Findings) -> End | None:
+    async def _end_orphan(self, gid: str, findings: Findings) -> End | None:
         """None: the branches contradict, which needs a person; the next look comes upon it again."""
         try:
-            end = await self._orphans.end(look)
+            end = await self._orphans.end(await self._orphans.look(gid))
         except BranchFailed as error:
-            log.error("orphan_contradicts", gid=look.gid, error=str(error))  # noqa: TRY400 - the line says it all
+            log.error("orphan_contradicts", gid=gid, error=str(error))  # noqa: TRY400 - the line says it all
             findings.note("contradicting")
             return None
         if end is not End.CARRIED:

@@ -22,7 +22,12 @@ ENV_PREFIX = "SECKILL__"
 ENV_DELIMITER = "__"
 CONFIG_VARIABLE = "SECKILL_CONFIG"
 
+_HOST = re.compile(r"[0-9a-fA-F:]+:[0-9a-fA-F:.]*|[A-Za-z0-9._-]+")
 _HOST_PORT = re.compile(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
+
+
+_DATABASE_FORMS = "must be sqlite+aiosqlite:///PATH or mysql+asyncmy://USER:PASSWORD@HOST:PORT/DATABASE"
+_DATABASE_OPTIONS: tuple[dict[str, str], ...] = ({}, {"charset": "utf8mb4"})
 
 
 class SettingsError(Exception):
@@ -50,10 +55,41 @@ def _redis_url(value: SecretStr) -> SecretStr:
 
 
 def _database_url(value: SecretStr) -> SecretStr:
-    driver, separator, _ = value.get_secret_value().partition("://")
+    url = value.get_secret_value()
+    driver, separator, rest = url.partition("://")
     if not separator or driver not in {"sqlite+aiosqlite", "mysql+asyncmy", "mariadb+asyncmy"}:
-        raise ValueError("must be sqlite+aiosqlite:///PATH or mysql+asyncmy://USER:PASSWORD@HOST:PORT/DATABASE")
+        raise ValueError(_DATABASE_FORMS)
+    problem = _wrong_file(rest) if driver.startswith("sqlite") else _wrong_server(url)
+    if problem:
+        raise ValueError(f"{_DATABASE_FORMS}: {problem}")
     return value
+
+
+def _wrong_file(rest: str) -> str:
+    """What is wrong with a SQLite URL after `://`; empty when nothing is. Never repeats any of it."""
+    path = rest.removeprefix("/")
+    if path == rest or path in {"", ":memory:"}:
+        return "it names no file (a path begins after three slashes)"
+    return "it takes no options (? …)" if "?" in path else ""
+
+
+def _wrong_server(url: str) -> str:
+    """The same of a whole MySQL or MariaDB URL, read as the driver will read it."""
+    from sqlalchemy.engine.url import make_url  # noqa: PLC0415 - 100 ms that SQLite's users need not pay here
+    from sqlalchemy.exc import ArgumentError  # noqa: PLC0415 - as above
+
+    escaped = "write @, : and / in a user or password as %40, %3A and %2F"
+    try:
+        parts = make_url(url)
+    except (ArgumentError, ValueError):
+        return f"its port is no number, or it cannot be read at all ({escaped})"
+    if not _HOST.fullmatch(parts.host or ""):
+        return f"it names no host, or none that is possible ({escaped})"
+    if parts.port is not None and not 0 < parts.port <= 65535:
+        return "its port is not from 1 to 65535"
+    if not parts.database:
+        return "it names no database"
+    return "" if dict(parts.query) in _DATABASE_OPTIONS else "it takes no option (? …) but charset=utf8mb4"
 
 
 def _has_possible_port(url: str) -> bool:
@@ -314,7 +350,7 @@ class WorkerSettings(Section):
         500  # orders per global transaction; 1: one message, one transaction
     )
     batch_bytes_max: Annotated[int, Field(ge=1_024, le=60_000)] = 60_000  # DTM's payload column takes 65,535
-    groups_per_sale_max: Annotated[int, Field(gt=0, le=64)] = 2
+    groups_per_sale_max: Annotated[int, Field(gt=0, le=64)] = 3
     inflight_max: Count = 5_000  # orders fetched and not yet committed
     poll_timeout_ms: Milliseconds = 200
     drain_timeout_ms: Milliseconds = 15_000
@@ -329,8 +365,6 @@ class ReconcileSettings(Section):
     batch_max: Annotated[int, Field(gt=0, le=500)] = 500  # ledger entries of a product in one look
     orphan_after_ms: Milliseconds = 60_000  # undecided for so long, a transaction is asked for at its coordinator
     orphans_max: Annotated[int, Field(gt=0, le=1_000)] = 100  # in one look
-    # From closing admission to reading the stores: longer than any publish takes to reach Kafka, or not.
-    rebuild_wait_ms: Milliseconds = 20_000
     drain_timeout_ms: Milliseconds = 10_000
 
 
@@ -416,13 +450,12 @@ def load_settings(config: Path | None = None, *, overrides: dict[str, Any] | Non
     chosen = config or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
     source = str(chosen) if chosen else "the embedded profile"
     values = _merged(_parse(chosen, source), overrides or {})
-    unknown = [f"{name}: no such setting" for name in _unknown_variables()]
+    variables = _unknown_variables()
+    problems = [f"{name}: no such setting" for name in variables]
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        problems = unknown + [_describe(problem) for problem in error.errors()]
-    else:
-        problems = unknown
+        problems += [_describe(problem) for problem in error.errors() if not _is_of(problem, variables)]
     if problems:
         lines = "\n".join(f"  {line}" for line in problems)
         raise SettingsError(f"wrong settings (from {source} and {ENV_PREFIX}… variables):\n{lines}")
@@ -459,6 +492,13 @@ def _unknown_variables() -> list[str]:
         known |= {f"{section}{ENV_DELIMITER}{key}".upper() for key in model.model_fields}
     names = (name for name in os.environ if name.upper().startswith(ENV_PREFIX))
     return sorted(name for name in names if name.upper().removeprefix(ENV_PREFIX) not in known)
+
+
+def _is_of(problem: Any, variables: list[str]) -> bool:
+    """Whether it is about a key that one of these variables, which have been told already, has brought in."""
+    names = [name.upper().removeprefix(ENV_PREFIX).split(ENV_DELIMITER) for name in variables]
+    location = [str(part).upper() for part in problem["loc"]]
+    return problem["type"] == "extra_forbidden" and any(name[: len(location)] == location for name in names)
 
 
 def _describe(problem: Any) -> str:

@@ -10,10 +10,9 @@ import asyncio
 import secrets
 import signal
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from aiokafka import AIOKafkaConsumer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import SecretStr
 
-from consumers.rebuild import Rebuilder
 from consumers.reconcile import ReconcileLimits, Reconciler
 from consumers.seckill_rmq import SeckillCarrier
 from seckill.admission import open_admission
@@ -40,7 +38,6 @@ from seckill.doctor.start import (
     require_database,
 )
 from seckill.domain.errors import OrderUnavailable, ProductUnavailable, PublishUnknown
-from seckill.domain.order import Sale
 from seckill.domain.retry import RetryPolicy
 from seckill.dtm.channels import open_channel as dial
 from seckill.dtm.client import DtmClient
@@ -52,7 +49,7 @@ from seckill.front.product_client import ProductClient
 from seckill.front.serve import serve_front
 from seckill.messaging.connection import connection, start
 from seckill.messaging.dead_letters import DeadLetters
-from seckill.messaging.lag import oldest_uncommitted_ms, read_topic, read_uncommitted
+from seckill.messaging.lag import oldest_uncommitted_ms
 from seckill.messaging.publisher import open_publisher
 from seckill.messaging.worker import Carrier, Worker, WorkerLimits
 from seckill.ops import Check, Readiness, serve_ops
@@ -70,9 +67,6 @@ STOP_LIMITS_S = (5, 1, 1)
 
 UNPOLLED_MS_MAX = 2**31 - 1
 """How long a consumer may not poll before it leaves the group: as good as for ever."""
-
-REBUILD_MARGIN_MS = 60_000
-"""How long a rebuild may read the stores before another one takes it for dead."""
 
 REJOIN_MARGIN_MS = 5_000
 """How much longer than a session a consumer waits for an answer of the group, as Kafka's own client does."""
@@ -349,8 +343,8 @@ def _plan(settings: Settings) -> TccPlan:
     return TccPlan(
         product_address=settings.product.grpc,
         order_address=settings.order.grpc,
-        product_registered=_registered("product", settings.product, settings),
-        order_registered=_registered("order", settings.order, settings),
+        product_branch_address=_registered("product", settings.product, settings),
+        order_branch_address=_registered("order", settings.order, settings),
         try_timeout_ms=settings.dtm.try_timeout_ms,
         submit_timeout_ms=settings.dtm.submit_timeout_ms,
         batch_max=settings.worker.batch_max,
@@ -387,32 +381,19 @@ async def open_reconciler(settings: Settings) -> AsyncIterator[tuple[Reconciler,
         channel = await stack.enter_async_context(open_channel(settings.product.grpc, settings.tls))
         order_channel = await stack.enter_async_context(open_channel(settings.order.grpc, settings.tls))
         client = await stack.enter_async_context(open_dtm(settings))
-        # It calls branches itself, where we dial them, and not where a coordinator does.
-        plan = replace(_plan(settings), product_registered=None, order_registered=None)
         reservations = Reservations(channel, address=settings.product.grpc, timeout_ms=settings.dtm.request_timeout_ms)
         products = ProductClient(channel, address=settings.product.grpc)
-        rebuilder = Rebuilder(
-            book=admission.rebuilds,
-            ledger=admission.ledger,
-            reservations=reservations,
-            read_sale=products.sale,
-            read_uncommitted=lambda: read_uncommitted(settings.kafka),
-            read_letters=lambda: read_topic(settings.kafka, settings.kafka.dead_letter_topic),
-            wait_ms=settings.reconcile.rebuild_wait_ms,
-            clock_ms=lambda: time.time_ns() // 1_000_000,
-        )
         reconciler = Reconciler(
             ledger=admission.ledger,
-            rebuilds=admission.rebuilds,
-            rebuilder=rebuilder,
-            sales=lambda: _sales_on_offer(products),
+            sales=lambda product_id: products.list_sales(product_id=product_id),
             reservations=reservations,
             orphans=Orphans(
                 client,
                 product=channel,
                 order=order_channel,
-                product_branch=plan.product,
-                order_branch=plan.order,
+                # It calls branches itself, where we dial them, and not where a coordinator does.
+                product_address=settings.product.grpc,
+                order_address=settings.order.grpc,
                 timeout_ms=settings.dtm.request_timeout_ms,
             ),
             client=client,
@@ -426,7 +407,6 @@ async def open_reconciler(settings: Settings) -> AsyncIterator[tuple[Reconciler,
                 undecided_wait_ms=settings.ledger.undecided_wait_ms,
                 orphan_after_ms=settings.reconcile.orphan_after_ms,
                 orphans_max=settings.reconcile.orphans_max,
-                rebuild_patience_ms=2 * settings.reconcile.rebuild_wait_ms + REBUILD_MARGIN_MS,
             ),
         )
         checks: dict[str, Check] = {
@@ -458,10 +438,6 @@ async def open_reconcile(settings: Settings) -> AsyncIterator[Role]:
             if unfinished:  # every step of a look may be cut off: the next look finds what is left
                 task.cancel()
                 await asyncio.wait({task})
-
-
-async def _sales_on_offer(products: ProductClient) -> list[Sale]:
-    return [*await products.list_sales(state="open"), *await products.list_sales(state="paused")]
 
 
 ROLES: Mapping[str, Callable[[Settings], AbstractAsyncContextManager[Role]]] = {

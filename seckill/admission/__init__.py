@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from seckill.admission.gate import AdmissionGate, Wanted
 from seckill.admission.ledger import Ledger, LedgerEntry, LedgerStats
 from seckill.admission.link import RedisLink
-from seckill.admission.rebuild import RebuildBook
 from seckill.admission.sales import RebuildNeeded, SaleBook, SaleView
 from seckill.settings import LedgerSettings, RedisSettings
 
@@ -23,7 +22,6 @@ __all__ = [
     "Ledger",
     "LedgerEntry",
     "LedgerStats",
-    "RebuildBook",
     "RebuildNeeded",
     "RedisLink",
     "SaleBook",
@@ -35,12 +33,11 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The views of Redis, on one pool of connections."""
+    """The three views of Redis, on one pool of connections."""
 
     gate: AdmissionGate
     ledger: Ledger
     sales: SaleBook
-    rebuilds: RebuildBook
 
 
 @asynccontextmanager
@@ -57,7 +54,7 @@ async def open_admission(
     gate = AdmissionGate(link, ledger, batch_max=batch_max, queue_max=queue_max, on_batch=on_batch)
     book = Ledger(link, ledger)
     try:
-        yield Admission(gate, book, SaleBook(link, ledger), RebuildBook(link, ledger))
+        yield Admission(gate, book, SaleBook(link, ledger))
     finally:
         await gate.close()
         await book.close()

@@ -192,7 +192,7 @@ class Ledger:
         script, taken = load_script("claim"), []
         for product_id, sale_id, part in _by_sale(entries, lambda entry: entry.order):
             keys = sale_keys(product_id, sale_id)
-            seen = [field for entry in part for field in (entry.order.order_id, entry_text(entry))]
+            seen = [field for entry in part for field in (entry.order.order_id, _entry_text(entry))]
             reply = set(await self._link.one(script.call([keys.ledger, keys.due], [republish_after_ms, *seen])))
             taken += [entry.order for entry in part if entry.order.order_id in reply]
         return taken
@@ -305,7 +305,7 @@ def _entry_order(product_id: int, sale_id: int, order_id: str, text: str) -> tup
     return order, published_at_ms
 
 
-def entry_text(entry: LedgerEntry) -> str:
+def _entry_text(entry: LedgerEntry) -> str:
     """An entry as `admit.lua` writes it."""
     order = entry.order
     fields = (order.user_id, order.quantity, order.admitted_at_ms, order.admission_number, entry.published_at_ms)

@@ -153,10 +153,7 @@ def _identity(settings: RedisSettings) -> dict[str, Any]:
     return arguments
 
 
-SCRIPT_NAMES = (
-    "admit", "settle", "postpone", "park", "due", "claim", "warm", "set_state", "change_units", "close_for_rebuild",
-    "install_rebuild",
-)  # fmt: skip
+SCRIPT_NAMES = ("admit", "settle", "postpone", "park", "due", "claim", "warm", "set_state", "change_units")
 
 
 @cache

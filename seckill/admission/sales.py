@@ -22,8 +22,8 @@ class RebuildNeeded(SeckillError):
 
     def __init__(self, sale: Sale) -> None:
         super().__init__(
-            f"sale {sale.sale_id} of product {sale.product_id} is not in Redis any more ({sale.frozen} units frozen, "
-            f"{sale.sold} sold): admission stays closed until it is rebuilt"
+            f"sale {sale.sale_id} of product {sale.product_id} is not in Redis, and {sale.frozen} frozen and "
+            f"{sale.sold} sold units say that orders were admitted: admission stays closed until it is rebuilt"
         )
         self.sale_id = sale.sale_id
         self.product_id = sale.product_id
@@ -58,21 +58,18 @@ class SaleBook:
         self._link = link
         self._result_ttl_ms = settings.result_ttl_s * 1_000
 
-    async def warm(self, sale: Sale, *, first: bool = True) -> None:
+    async def warm(self, sale: Sale) -> None:
         """Copies the row. First time: units included; again: window, limit, price, name and state only.
 
-        `first` says that Redis cannot have held the sale before: if it has, orders may be on their way that the row
-        does not know of. A sale that has ended or is closed never takes the place of another.
-
-        Raises RebuildNeeded when Redis does not hold the sale, and has held it or units of it are out (the product is
-        then left without a sale, or with its old one), and InvalidTransition when another sale of the product is still
-        on, or the units are above 2^53 - 1.
+        A sale that has ended or is closed never takes the place of another. Raises RebuildNeeded when Redis does not
+        hold the sale and units of it are out (the product is then left without a sale, or with its old one), and
+        InvalidTransition when another sale of the product is still on, or the units are above 2^53 - 1.
         """
         if max(sale.stock, sale.initial) > UNITS_MAX:
             raise InvalidTransition(sale.sale_id, f"admission counts up to {UNITS_MAX} units, not {sale.initial}")
         # The product is listed first: a listed product without a sale is harmless, an unlisted ledger is forgotten.
         await self._link.one(("SADD", PRODUCTS, sale.product_id))
-        reply = str(await self._link.one(self._warm_command(sale, first)))
+        reply = str(await self._link.one(self._warm_command(sale)))
         match reply.partition(" "):
             case ("rebuild", _, _):
                 raise RebuildNeeded(sale)
@@ -83,13 +80,13 @@ class SaleBook:
             case ("warmed", _, _):
                 await self._forget_old_sales(sale.product_id, keep=sale.sale_id)
 
-    def _warm_command(self, sale: Sale, first: bool) -> Command:
+    def _warm_command(self, sale: Sale) -> Command:
         names = [
             current_sale_key(sale.product_id),
             sale_keys(sale.product_id, sale.sale_id).stock,
             sales_key(sale.product_id),
         ]
-        untouched = first and sale.frozen == 0 and sale.sold == 0
+        untouched = sale.frozen == 0 and sale.sold == 0
         return load_script("warm").call(
             names,
             [

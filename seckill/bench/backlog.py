@@ -96,11 +96,13 @@ async def run_backlog(settings: Settings, options: BacklogOptions, *, config: Pa
         # The clock is there before the workers: one may have begun before the last of them is up.
         clock = asyncio.create_task(_clocked(admission.ledger, sale.product_id, options.orders, roles))
         stack.callback(clock.cancel)
-        starting = [
-            running_role("worker", folder, config, overrides | free_addresses(["worker.ops"]), label=f"worker-{number}")
-            for number in range(1, options.workers + 1)
-        ]
-        roles += await asyncio.gather(*(stack.enter_async_context(worker) for worker in starting))
+
+        async def start_worker(number: int) -> None:
+            own = overrides | free_addresses(["worker.ops"])
+            worker = running_role("worker", folder, config, own, label=f"worker-{number}")
+            roles.append(await stack.enter_async_context(worker))
+
+        await asyncio.gather(*(start_worker(number) for number in range(1, options.workers + 1)))
         seconds, used = await clock
         after = await product.sale(sale.sale_id)
         return BacklogResult(options.orders, admitted_per_second, seconds, after.sold, used)

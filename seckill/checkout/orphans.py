@@ -23,7 +23,6 @@ from seckill.domain.order import MAX_ID
 from seckill.dtm.client import DtmClient
 from seckill.dtm.errors import CallFailed, Unavailable
 from seckill.dtm.protocol import CANCEL, CONFIRM, BranchContext
-from seckill.dtm.tcc import Branch
 from seckill.wire import order_pb2, order_pb2_grpc, product_pb2, product_pb2_grpc
 
 log = structlog.get_logger()
@@ -80,15 +79,15 @@ class Orphans:
         *,
         product: grpc.aio.Channel,
         order: grpc.aio.Channel,
-        product_branch: Branch,
-        order_branch: Branch,
+        product_address: str,
+        order_address: str,
         timeout_ms: int,
     ) -> None:
         self._client = client
         self._product = product_pb2_grpc.ProductStub(product)
         self._order = order_pb2_grpc.OrderStub(order)
-        self._product_branch = product_branch
-        self._order_branch = order_branch
+        self._product_address = product_address
+        self._order_address = order_address
         self._timeout_ms = timeout_ms
 
     async def holds(self, *, older_than_ms: int, newer_than_ms: int | None = None, limit: int) -> list[Hold]:
@@ -99,7 +98,7 @@ class Orphans:
         try:
             reply = await self._product.StaleHolds(request, timeout=self._timeout_ms / 1000)
         except grpc.aio.AioRpcError as error:
-            raise ProductUnavailable(self._product_branch.try_, f"StaleHolds: {error.code().name}") from error
+            raise ProductUnavailable(self._product_address, f"StaleHolds: {error.code().name}") from error
         return [
             Hold(row.gid, row.branch_id, row.sale_id, row.product_id, row.orders, row.units, row.age_ms)
             for row in reply.holds
@@ -116,7 +115,7 @@ class Orphans:
                 order_pb2.OrdersOfGidRequest(gid=gid), timeout=self._timeout_ms / 1000
             )
         except grpc.aio.AioRpcError as error:
-            raise OrderUnavailable(self._order_branch.try_, f"OrdersOfGid: {error.code().name}") from error
+            raise OrderUnavailable(self._order_address, f"OrdersOfGid: {error.code().name}") from error
         confirmed = sum(order.status == "confirmed" for order in orders.orders)
         return Look(gid, transaction.status if transaction else None, confirmed)
 
@@ -127,20 +126,31 @@ class Orphans:
                 case End.CARRIED:
                     return End.CARRIED
                 case End.CONFIRMED:
-                    await self._call(look.gid, PRODUCT_BRANCH, CONFIRM, self._product_branch.confirm)
+                    await self._call_product(look.gid, CONFIRM, "UpdateProductStock")
                 case End.CANCELLED:
-                    await self._call(look.gid, ORDER_BRANCH, CANCEL, self._order_branch.cancel)
-                    await self._call(look.gid, PRODUCT_BRANCH, CANCEL, self._product_branch.cancel)
+                    await self._call_order(look.gid, CANCEL, "RollbackOrder")
+                    await self._call_product(look.gid, CANCEL, "RollbackProductStock")
             log.warning("orphan_ended", end=look.end.value, coordinator=look.coordinator or "unknown")
             return look.end
+
+    async def _call_product(self, gid: str, op: str, method: str) -> None:
+        try:
+            await self._call(gid, PRODUCT_BRANCH, op, f"{self._product_address}/product.Product/{method}")
+        except Unavailable as error:
+            raise ProductUnavailable(self._product_address, f"{method}: {error.code.name} {error.detail}") from error
+
+    async def _call_order(self, gid: str, op: str, method: str) -> None:
+        try:
+            await self._call(gid, ORDER_BRANCH, op, f"{self._order_address}/order.Order/{method}")
+        except Unavailable as error:
+            raise OrderUnavailable(self._order_address, f"{method}: {error.code.name} {error.detail}") from error
 
     async def _call(self, gid: str, branch_id: str, op: str, target: str) -> None:
         """As a coordinator calls it. The branches act on the rows of their gid, so the payload is empty."""
         context = BranchContext(gid, "tcc", branch_id, op, self._client.address)
         try:
             await self._client.channels.call(target, b"", context.metadata(), timeout_ms=self._timeout_ms)
-        except Unavailable as error:
-            down = ProductUnavailable if branch_id == PRODUCT_BRANCH else OrderUnavailable
-            raise down(target, f"{error.code.name} {error.detail}") from error
+        except Unavailable:
+            raise
         except CallFailed as error:
             raise BranchFailed(target, error.code.name, error.detail) from error

@@ -13,9 +13,6 @@ from seckill.domain.order import Order
 from seckill.domain.outcomes import Confirmed, Failed, Outcome, Rejected, Undecided
 from seckill.wire import product_pb2, product_pb2_grpc
 
-PAGE = 1_000
-"""Rows of a sale in one look."""
-
 LOOKUP_MAX = 500
 """Order ids in one look-up."""
 
@@ -126,21 +123,6 @@ class Reservations:
                 raise self._problem("Reservations", error) from error
             found |= _by_key(reply.reservations)
         return found
-
-    async def of_sale(self, sale_id: int) -> list[Reservation]:
-        """Every row of the sale; read in pages, each one moment."""
-        found: list[Reservation] = []
-        request = product_pb2.ReservationsOfSaleRequest(sale_id=sale_id, limit=PAGE)
-        while True:
-            try:
-                reply = await self._stub.ReservationsOfSale(request, timeout=self._timeout_s)
-            except grpc.aio.AioRpcError as error:
-                raise self._problem("ReservationsOfSale", error) from error
-            found += map(reservation_from_wire, reply.reservations)
-            if len(reply.reservations) < PAGE:
-                return found
-            last = reply.reservations[-1]
-            request.after_user_id, request.after_order_id = last.user_id, last.order_id
 
     async def reject(self, orders: Sequence[Order], reasons: Mapping[bytes, str]) -> dict[bytes, Reservation]:
         """Writes `rejected(reason)` over `released` or no row; answers what then stands, which may be another end."""

@@ -54,7 +54,7 @@ Outcomes = dict[OrderId, Outcome]
 class TccPlan:
     """Where the branches are and how long things may take.
 
-    Tries go to `…_address`; `…_registered` is where the coordinator finds the same branch, if that is another port.
+    Tries go to `…_address`; `…_branch_address` is where the coordinator finds the same branch, if that is another port.
     """
 
     product_address: str
@@ -64,19 +64,19 @@ class TccPlan:
     batch_max: int
     batch_bytes_max: int
     options: TransOptions
-    product_registered: str | None = None
-    order_registered: str | None = None
+    product_branch_address: str | None = None
+    order_branch_address: str | None = None
 
     @property
     def product(self) -> Branch:
         ours = f"{self.product_address}/product.Product"
-        told = f"{self.product_registered or self.product_address}/product.Product"
+        told = f"{self.product_branch_address or self.product_address}/product.Product"
         return Branch(f"{ours}/CheckProductStock", f"{told}/UpdateProductStock", f"{told}/RollbackProductStock")
 
     @property
     def order(self) -> Branch:
         ours = f"{self.order_address}/order.Order"
-        told = f"{self.order_registered or self.order_address}/order.Order"
+        told = f"{self.order_branch_address or self.order_address}/order.Order"
         return Branch(f"{ours}/CreateOrderCheck", f"{told}/CreateOrder", f"{told}/RollbackOrder")
 
 

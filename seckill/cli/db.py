@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 
 from seckill.cli.console import note, print_json, print_table, say
 from seckill.cli.errors import FAILED, UNREACHABLE, Unreachable, WrongUsage
-from seckill.cli.state import JsonOption, chosen, role_settings, run
+from seckill.cli.state import JsonOption, chosen, file_named, role_settings, run
 
 if TYPE_CHECKING:
     import ssl
@@ -35,6 +36,9 @@ commands = typer.Typer(
     help="""Make and upgrade the databases' tables, and prune old rows.
 
 Roles do not start on a database whose schema is not theirs.
+
+Without a settings file these are the databases of the embedded profile, in
+this folder. `seckill up` keeps databases of its own, and upgrades them itself.
 
 Examples:
 
@@ -64,9 +68,9 @@ def upgrade(
       seckill --config seckill.toml db upgrade product --sql > product.sql
     """
     names = _chosen(databases)
-    settings = _settings(context)
+    settings = _settings(context, names)
     if sql:
-        statements = {name: run(_ddl(settings, name)) for name in names}
+        statements = {_argument(name): run(_ddl(settings, name)) for name in names}
         if as_json:
             print_json({"statements": statements})
         else:
@@ -101,8 +105,9 @@ def status(context: typer.Context, databases: Databases = None, as_json: JsonOpt
       seckill db status
       seckill --config seckill.toml db status product --json
     """
-    settings = _settings(context)
-    rows = [run(_status(settings, name)) for name in _chosen(databases)]
+    names = _chosen(databases)
+    settings = _settings(context, names)
+    rows = [run(_status(settings, name)) for name in names]
     if as_json:
         print_json({"databases": rows})
     else:
@@ -117,15 +122,28 @@ def status(context: typer.Context, databases: Databases = None, as_json: JsonOpt
         raise typer.Exit(FAILED)
 
 
-def _settings(context: typer.Context) -> Settings:
-    """Those of the roles: not of a pipeline that `seckill up` runs, which keeps its own databases."""
+def _settings(context: typer.Context, names: list[str]) -> Settings:
+    """Those of the roles: not of a pipeline that `seckill up` runs, which keeps its own databases.
+
+    Says so when nobody has said which databases are meant.
+    """
     from seckill.log import configure_logging
 
     configure_logging("debug" if chosen(context).debug else "error")
     if not chosen(context).debug:
         for library in ("aiokafka", "asyncmy"):  # asyncmy logs MySQL's notes as warnings
             logging.getLogger(library).setLevel(logging.CRITICAL)
-    return role_settings(context)
+    settings = role_settings(context)
+    given = {name.upper() for name, value in os.environ.items() if value}
+    if not file_named(context) and any(f"SECKILL__{name.upper()}__DATABASE_URL" not in given for name in names):
+        note(_OF_THE_PROFILE)
+    return settings
+
+
+_OF_THE_PROFILE = (
+    "seckill: `seckill up` keeps databases of its own; these are those of the embedded profile, in this folder; "
+    "name others with --config"
+)
 
 
 @commands.command("prune")
@@ -170,7 +188,7 @@ def prune(
 
     now_ms = int(time.time() * 1000)
     plan = Plan(now_ms - age_ms, now_ms, piece=piece, pause_ms=int(pause * 1000), dry_run=dry_run)
-    done = run(_prune(_settings(context), plan))
+    done = run(_prune(_settings(context, _chosen(None)), plan))
     if as_json:
         print_json(_pruned_fields(done, plan))
     else:
@@ -189,7 +207,10 @@ def _pruned_fields(done: Pruned, plan: Plan) -> dict[str, Any]:
 
 
 def _show_pruned(done: Pruned, plan: Plan) -> None:
-    print_table(("rows", "would go" if plan.dry_run else "deleted"), sorted(done.rows.items()))
+    if done.rows:
+        print_table(("rows", "would go" if plan.dry_run else "deleted"), sorted(done.rows.items()))
+    elif not done.sales:
+        say("nothing to delete")
     for sale_id in done.sales:
         say(f"sale {sale_id}: its reservations {'would go' if plan.dry_run else 'are gone'}")
     for each in done.kept:
@@ -199,15 +220,9 @@ def _show_pruned(done: Pruned, plan: Plan) -> None:
 
 
 async def _prune(settings: Settings, plan: Plan) -> Pruned:
-    from sqlalchemy.exc import SQLAlchemyError
-
     from seckill.prune import prune
 
-    try:
-        return await prune(settings, plan)
-    except (SQLAlchemyError, OSError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise Unreachable(f"a database cannot be used: {reason}; `seckill db status` says which") from error
+    return await prune(settings, plan)
 
 
 # --- one database ----------------------------------------------------------------------------------------------------
@@ -223,7 +238,9 @@ def _chosen(databases: list[str] | None) -> list[str]:
 
 
 def _argument(name: str) -> str:
-    return name.replace("_", "-")
+    from seckill.schema.revisions import argument_of
+
+    return argument_of(name)
 
 
 def _url(settings: Settings, name: str) -> str:
@@ -274,17 +291,14 @@ async def _status(settings: Settings, name: str) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _answering(settings: Settings, name: str) -> AsyncIterator[None]:
-    """Raises Unreachable, naming setting and address, for what the database says while the block uses it."""
-    from sqlalchemy.engine import make_url
+    """Raises Unreachable, in the roles' words, for what the database says while the block uses it."""
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except (SQLAlchemyError, OSError) as error:
-        url = make_url(_url(settings, name)).set(query={}).render_as_string(hide_password=True)
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        variable = f"SECKILL__{name.upper()}__DATABASE_URL"
-        raise Unreachable(
-            f"the {name} database at {url} ({name}.database_url) cannot be used: {reason}; "
-            f"mend that, or name another with {variable}"
-        ) from error
+        from seckill.doctor.start import database_unavailable
+        from seckill.schema import setting_of
+
+        told = await database_unavailable(setting_of(name), _url(settings, name), error)
+        raise Unreachable(f"{told}; {told.remedy}") from error

@@ -62,8 +62,8 @@ def _chosen(only: str | None) -> set[str]:
     names = {name.strip() for name in only.split(",") if name.strip()}
     unknown = names - {*DEPENDENCIES, "sql"}
     if unknown or not names:
-        wrong = ", ".join(sorted(unknown)) or "nothing"
-        raise WrongUsage(f"--only: {wrong}: choose of {', '.join((*DEPENDENCIES, 'sql'))}")
+        wrong = ", ".join(sorted(unknown)) or "nothing given"
+        raise WrongUsage(f"--only: {wrong}: choose from {', '.join((*DEPENDENCIES, 'sql'))}")
     return (names - {"sql"}) | (set(SQL) if "sql" in names else set())
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from seckill.cli.console import note, print_json, print_table, say
-from seckill.cli.errors import FAILED
+from seckill.cli.errors import FAILED, WrongUsage, explained
 from seckill.cli.roles import run_role_here
 from seckill.cli.state import JsonOption, client_settings, run
 
@@ -25,11 +25,11 @@ def reconcile(
 ) -> None:
     """Run reconcile: looks after orders and transactions that somebody left behind.
 
-    Settles what has ended, publishes again what no store knows, ends
-    transactions that their coordinator lost, and makes Redis' side of a
-    sale again when Redis was lost or restarted. Two of them do no harm.
+    Settles what has ended, publishes again what no store knows, and ends
+    transactions that their coordinator lost. Two of them do no harm.
 
-    With --once: exit code 1 when something was found that needs a person.
+    With --once: exit code 1 when something was found that needs a person,
+    3 when something that it needs does not answer.
 
     Examples:
 
@@ -37,25 +37,32 @@ def reconcile(
       seckill reconcile --once
       seckill reconcile --once --json
     """
+    if as_json and not once:
+        raise WrongUsage("--json goes with --once: the role itself logs (log.json_lines), and shows /metrics")
     if not once:
         run_role_here(context, "reconcile")
         return
     findings = run(_once(client_settings(context)))
+    problems = {look: explained(error) or (FAILED, repr(error)) for look, error in findings.cut_short.items()}
     if as_json:
-        print_json(dict(findings.counts))
+        cut_short = {look: line for look, (_, line) in problems.items()}
+        print_json({"counts": dict(findings.counts), "cut_short": cut_short})
     elif findings.counts:
         print_table(("what", "count"), sorted(findings.counts.items()))
-    elif not findings.cut_short:
+    elif not problems:
         say("nothing was left behind")
-    for look, error in findings.cut_short.items():
-        note(f"seckill: {look}: not looked at to the end: {error}")
-    if findings.cut_short or any(findings.counts[what] for what in NEEDS_A_PERSON):
-        raise typer.Exit(FAILED)
+    for _, line in problems.values():
+        note(f"seckill: {line}")
+    codes = {code for code, _ in problems.values()} | {FAILED for what in NEEDS_A_PERSON if findings.counts[what]}
+    if codes:
+        raise typer.Exit(max(codes))
 
 
 async def _once(settings: Settings) -> Findings:
+    from seckill.doctor.start import refuse_strangers_of_worker
     from seckill.wiring import open_reconciler
 
+    await refuse_strangers_of_worker(settings)
     async with open_reconciler(settings) as (reconciler, checks):
         await checks["redis"]()
         return await reconciler.once()

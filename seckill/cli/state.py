@@ -37,6 +37,13 @@ def chosen(context: typer.Context) -> Global:
     return context.obj if isinstance(context.obj, Global) else Global()
 
 
+def file_named(context: typer.Context) -> bool:
+    """Whether the user names a settings file."""
+    from seckill.settings import CONFIG_VARIABLE
+
+    return chosen(context).config is not None or bool(os.environ.get(CONFIG_VARIABLE))
+
+
 def role_settings(context: typer.Context, overrides: dict[str, Any] | None = None) -> Settings:
     """For a role of the pipeline: the file that is named, else the embedded profile. Raises SettingsError."""
     from seckill.settings import load_settings
@@ -51,14 +58,13 @@ def client_settings(context: typer.Context) -> Settings:
     """
     from seckill.cli.run_file import running_overrides
     from seckill.log import configure_logging
-    from seckill.settings import CONFIG_VARIABLE, load_settings
+    from seckill.settings import load_settings
 
     configure_logging("debug" if chosen(context).debug else "error")
     if not chosen(context).debug:
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
-    config = chosen(context).config
-    named = config is not None or bool(os.environ.get(CONFIG_VARIABLE))
-    return load_settings(config, overrides=None if named else running_overrides())
+    overrides = None if file_named(context) else running_overrides()
+    return load_settings(chosen(context).config, overrides=overrides)
 
 
 def front_of(settings: Settings, *, connections_max: int = 16) -> AbstractAsyncContextManager[FrontClient]:

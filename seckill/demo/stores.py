@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import quote
 
 from sqlalchemy import Select, Table, make_url, select
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from seckill.admission import Admission, open_admission
 from seckill.demo.audit import Facts, LedgerRow, OrderRow, RedisSale, ReservationRow, SaleRow, State
 from seckill.demo.plan import Latency, latency
-from seckill.doctor.probes.sql import told
-from seckill.domain.errors import InvalidOrder, SeckillError
+from seckill.doctor.start import opening_database
+from seckill.domain.errors import InvalidOrder
 from seckill.domain.order import OrderId, order_id_from_key
 from seckill.domain.outcomes import OrderStatus
 from seckill.dtm.database import create_engine
@@ -28,6 +28,7 @@ from seckill.order import tables as order_tables
 from seckill.order.types import OrderState
 from seckill.product import tables as product_tables
 from seckill.product.decide import State as RowState
+from seckill.schema import setting_of
 from seckill.security import database_context
 from seckill.settings import ServiceSettings, Settings
 
@@ -40,17 +41,6 @@ _STATES = {
     RowState.RELEASED: State.RELEASED,
     RowState.REJECTED: State.REJECTED,
 }
-
-
-class StoreUnavailable(SeckillError):
-    """A database that cannot be read; names the setting, and the address without its password."""
-
-    retryable = True
-
-    def __init__(self, setting: str, address: str, detail: str) -> None:
-        super().__init__(f"the database at {address} ({setting}) cannot be read: {detail}")
-        self.setting = setting
-        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +113,7 @@ async def confirm_latency(stores: Stores, product_ids: Collection[int]) -> Laten
     """From admission to the reservation's last change, of sold ones. Both times are whole milliseconds."""
     table = product_tables.stock_reservation
     of_sold = table.c.product_id.in_(product_ids) & (table.c.state == RowState.SOLD)
-    async with _reading(stores.product, "product.database_url") as connection:
+    async with _reading(stores, "product") as connection:
         rows = await connection.execute(select(table.c.updated_at_ms - table.c.admitted_at_ms).where(of_sold))
         return latency([float(row[0]) for row in rows])
 
@@ -138,7 +128,7 @@ async def _read_product(
     pruned: nothing of these can be judged, so nothing else here speaks of them.
     """
     sale, reservation = product_tables.sale, product_tables.stock_reservation
-    async with _reading(stores.product, "product.database_url") as connection:
+    async with _reading(stores, "product") as connection:
         of_sales = _of_products(select(sale), sale, product_ids)
         of_orders = _of_products(select(reservation), reservation, product_ids)
         sale_rows = list(await connection.execute(of_sales))
@@ -181,7 +171,7 @@ async def _read_product(
 
 
 async def _read_order(stores: Stores, sale_ids: set[int]) -> tuple[list[OrderRow], dict[str, str], set[str]]:
-    async with _reading(stores.order, "order.database_url") as connection:
+    async with _reading(stores, "order") as connection:
         rows = list(await connection.execute(select(order_tables.orders)))
         decisions = await _decisions(connection, order_tables.metadata.tables["decision"])
     foreign = {row.gid for row in rows if row.sale_id not in sale_ids}
@@ -222,14 +212,15 @@ def _engine(section: str, settings: ServiceSettings) -> AsyncEngine:
 
 
 @asynccontextmanager
-async def _reading(engine: AsyncEngine, setting: str) -> AsyncIterator[AsyncConnection]:
-    try:
-        async with engine.connect() as connection:
-            yield connection
-    except (SQLAlchemyError, OSError) as error:
-        reason = told(error)[1] if isinstance(error, DBAPIError) else str(error).splitlines()[0]
-        address = engine.url.set(query={}).render_as_string(hide_password=True)
-        raise StoreUnavailable(setting, address, reason) from error
+async def _reading(stores: Stores, name: Literal["product", "order"]) -> AsyncIterator[AsyncConnection]:
+    """Raises DatabaseUnavailable."""
+    engine: AsyncEngine = getattr(stores, name)
+    section: ServiceSettings = getattr(stores.settings, name)
+    async with (
+        opening_database(setting_of(name), section.database_url.get_secret_value()),
+        engine.connect() as connection,
+    ):
+        yield connection
 
 
 # --- Redis and Kafka -----------------------------------------------------------------------------------------------

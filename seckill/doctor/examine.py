@@ -51,7 +51,7 @@ from seckill.settings import (
 )
 
 CHECK_TIMEOUT_S = 13.0
-"""A database driver waits ten seconds for the first word of a server that says none; then somebody else looks."""
+"""A database driver waits eight seconds for the first word of a server that says none; then somebody else looks."""
 
 KAFKA_TIMEOUT_MS = 4_000
 POOL_SIZE = 4

@@ -7,6 +7,7 @@ its place does not mend itself, and is told at once.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,25 +25,29 @@ from seckill.doctor.judgements.sql import judge_session
 from seckill.doctor.probes import Silent, Stranger
 from seckill.doctor.probes.grpc import ask_coordinator, ask_service
 from seckill.doctor.probes.http import ask_coordinator_http
-from seckill.doctor.probes.sql import ask_session, raise_heard
+from seckill.doctor.probes.sql import ask_session, raise_heard, told
 from seckill.domain.errors import SeckillError, Unfit
-from seckill.dtm.database import MYSQL, create_engine
+from seckill.dtm.database import MYSQL, create_engine, is_transient
+from seckill.schema.revisions import argument_of
 from seckill.security import channel_credentials, database_context
 from seckill.settings import NO_TLS, DatabaseTls, Settings, TlsSettings
 
 log = structlog.get_logger(__name__)
 
+LACKING = {1054, 1146}
+"""What a server says of a column or a table that is not there."""
+
 
 class DatabaseUnavailable(SeckillError):
-    """A database does not open; names the setting, the address without its password, and the remedy."""
+    """A database cannot be used; names the setting, the address without its password, and the remedy."""
 
     retryable = True
 
     def __init__(self, setting: str, url: str, detail: str, remedy: str = "") -> None:
         address = make_url(url).set(query={}).render_as_string(hide_password=True)
-        super().__init__(f"the database does not open at {address} ({setting}): {detail}")
+        super().__init__(f"the database at {address} ({setting}) cannot be used: {detail}")
         self.setting = setting
-        self.remedy = remedy or f"start it, or name another with {variable(setting)}"
+        self.remedy = remedy or f"start it, {_another(setting)}"
 
 
 # --- databases -------------------------------------------------------------------------------------------------------
@@ -54,22 +59,59 @@ async def opening_database(setting: str, url: str) -> AsyncIterator[None]:
     try:
         yield
     except DBAPIError as error:
-        detail, remedy = await _told_by_database(setting, url, error)
-        raise DatabaseUnavailable(setting, url, detail, remedy) from error
+        raise await database_unavailable(setting, url, error) from error
 
 
-async def _told_by_database(setting: str, url: str, error: DBAPIError) -> tuple[str, str]:
+async def database_unavailable(setting: str, url: str, error: Exception) -> DatabaseUnavailable:
+    """An error of a database, or of whoever answers in its place, as setting, address, reason and remedy."""
+    if not isinstance(error, DBAPIError):
+        return DatabaseUnavailable(setting, url, str(error).splitlines()[0])
+    if is_transient(error):
+        return DatabaseUnavailable(setting, url, told(error)[1], "wait for who holds the lock, and repeat the command")
+    by_server = make_url(url).get_backend_name() in MYSQL
+    said = await _told_by_server(setting, url, error) if by_server else _told_by_file(setting, url, error)
+    return DatabaseUnavailable(setting, url, *said)
+
+
+async def _told_by_server(setting: str, url: str, error: DBAPIError) -> tuple[str, str]:
     """What is wrong and the remedy: another server in its place, a login or TLS that is refused, or silence."""
     try:
         await raise_heard(make_url(url), error)
     except Stranger as heard:
         if not heard.remedy:
             return f"{heard} in its place", f"correct {variable(setting)}"
-        told = str(heard), heard.remedy
+        said = str(heard), heard.remedy
     except Silent as heard:
-        told = str(heard), ""
+        said = str(heard), _upgrade(setting) if told(error)[0] in LACKING else ""
     found = refusal(error, database_door(setting.partition(".")[0]))
-    return (found.problem, found.remedy) if found else told
+    return (found.problem, found.remedy) if found else said
+
+
+def _told_by_file(setting: str, url: str, error: DBAPIError) -> tuple[str, str]:
+    """The same of a SQLite file."""
+    path, detail = Path(make_url(url).database or ""), told(error)[1]
+    if not path.parent.is_dir():
+        return _no_folder(setting, path)
+    if not path.exists():
+        return f"there is no file {path}", _upgrade(setting)
+    if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+        return detail, _upgrade(setting)
+    remedy = "see that it is a file of SQLite, and that we may read and write it and its folder"
+    return detail, f"{remedy}, {_another(setting)}"
+
+
+def _upgrade(setting: str) -> str:
+    """For a file, table or column that is not there."""
+    name = argument_of(setting.partition(".")[0])
+    return f"make what is missing with `seckill db upgrade {name}`, {_another(setting)}"
+
+
+def _no_folder(setting: str, path: Path) -> tuple[str, str]:
+    return f"there is no folder {path.parent}", f"make it, {_another(setting)}"
+
+
+def _another(setting: str) -> str:
+    return f"or name another with {variable(setting)}"
 
 
 async def require_database(section: str, url: str, tls: DatabaseTls) -> None:
@@ -95,7 +137,7 @@ def _require_folder(setting: str, url: str) -> None:
     """SQLite makes a file that is not there, but not its folder."""
     path = make_url(url).database
     if path and path != ":memory:" and not Path(path).parent.is_dir():
-        raise DatabaseUnavailable(setting, url, f"there is no folder {Path(path).parent}")
+        raise DatabaseUnavailable(setting, url, *_no_folder(setting, Path(path)))
 
 
 # --- other roles -----------------------------------------------------------------------------------------------------

@@ -30,13 +30,15 @@ IN_LIST_MAX = 199
 BLOB_MAX_BYTES = 2**24 - 1
 """Longest stored byte string (MEDIUMBLOB)."""
 
+READ_TIMEOUT_S = 10
+"""How long MySQL or MariaDB may take for one answer, where nothing else is said."""
+
 LOCK_WAIT_TIMEOUT = 1205
 DEADLOCK = 1213
 
 TOO_MANY_CONNECTIONS, SHUTTING_DOWN, NO_SOCKET, NOT_LISTENING = 1040, 1053, 2002, 2003
 
-_CONNECT_TIMEOUT_S = 5
-_READ_TIMEOUT_S = 10
+_CONNECT_TIMEOUT_S = 5  # until the port accepts; the handshake is bounded by mysql_connection
 _RECYCLE_S = 1_800
 _SQL_MODE = "TRADITIONAL,ONLY_FULL_GROUP_BY,NO_ENGINE_SUBSTITUTION"
 
@@ -52,18 +54,26 @@ class UnsupportedDialect(Exception):
 # --- engines ---------------------------------------------------------------------------------------------------
 
 
-def create_engine(url: str, *, pool_size: int, lock_wait_s: int, tls: ssl.SSLContext | None = None) -> AsyncEngine:
+def create_engine(
+    url: str,
+    *,
+    pool_size: int,
+    lock_wait_s: int,
+    read_timeout_s: int = READ_TIMEOUT_S,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncEngine:
     """An engine for `sqlite+aiosqlite`, `mysql+asyncmy` or `mariadb+asyncmy`. Raises UnsupportedDialect.
 
     Nobody waits longer than `lock_wait_s` for a lock, or for a free connection. On SQLite one connection is used
     whatever `pool_size` says: it has one writer at a time, and a queue in the event loop is fair where its own waiting
-    (sleep and look again) is not. With `tls` a connection to MySQL or MariaDB is encrypted, or not made at all.
+    (sleep and look again) is not. MySQL or MariaDB has `read_timeout_s` for each answer: more than `lock_wait_s`. With
+    `tls` a connection to it is encrypted, or not made at all.
     """
     name = make_url(url).get_backend_name()
     if name == "sqlite":
         return _sqlite_engine(url, lock_wait_s)
     if name in MYSQL:
-        return _mysql_engine(url, pool_size, lock_wait_s, tls)
+        return _mysql_engine(url, pool_size, lock_wait_s, read_timeout_s, tls)
     raise UnsupportedDialect(name)
 
 
@@ -108,7 +118,9 @@ def _begin_immediate(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _mysql_engine(url: str, pool_size: int, lock_wait_s: int, tls: ssl.SSLContext | None) -> AsyncEngine:
+def _mysql_engine(
+    url: str, pool_size: int, lock_wait_s: int, read_timeout_s: int, tls: ssl.SSLContext | None
+) -> AsyncEngine:
     from seckill.dtm.mysql_connection import connect  # noqa: PLC0415 - SQLite needs no asyncmy
 
     return create_async_engine(
@@ -123,7 +135,7 @@ def _mysql_engine(url: str, pool_size: int, lock_wait_s: int, tls: ssl.SSLContex
             "async_creator_fn": connect,
             "ssl": tls,
             "connect_timeout": _CONNECT_TIMEOUT_S,
-            "read_timeout": max(_READ_TIMEOUT_S, 2 * lock_wait_s),
+            "read_timeout": read_timeout_s,
             "init_command": f"SET SESSION innodb_lock_wait_timeout={lock_wait_s}, sql_mode='{_SQL_MODE}'",
         },
     )

@@ -1,7 +1,8 @@
-"""A connection of asyncmy whose end is bounded in time as well. May import asyncmy only, and is imported when needed.
+"""A connection of asyncmy whose beginning and end are bounded in time. May import asyncmy only; imported when needed.
 
-asyncmy bounds what it reads. But it gives up a connection by writing a last word, waiting until all is written and TLS
-has said goodbye: with a server that takes nothing, for ever.
+asyncmy bounds what it reads, and each read of the handshake by what the longest statement may take. And it gives up a
+connection by writing a last word, waiting until all is written and TLS has said goodbye: with a server that takes
+nothing, for ever.
 """
 
 from __future__ import annotations
@@ -10,6 +11,11 @@ import asyncio
 from typing import Any
 
 from asyncmy.connection import Connection
+from asyncmy.constants.CR import CR_CONN_HOST_ERROR
+from asyncmy.errors import OperationalError
+
+CONNECT_TIMEOUT_S = 8.0
+"""From the first packet to a session that is ready: TLS, login and the first command included."""
 
 CLOSE_TIMEOUT_S = 1.0
 
@@ -29,7 +35,11 @@ class BoundedConnection(Connection):
 
 
 async def connect(**arguments: Any) -> BoundedConnection:
-    """As `asyncmy.connect`."""
+    """As `asyncmy.connect`. Raises OperationalError (2003) when all of it has not ended in CONNECT_TIMEOUT_S."""
     connection = BoundedConnection(**arguments)  # type: ignore[no-untyped-call]  # of a compiled module
-    await connection.connect()
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await connection.connect()
+    except TimeoutError as error:
+        raise OperationalError(CR_CONN_HOST_ERROR, f"no answer within {CONNECT_TIMEOUT_S:g} s") from error
     return connection

@@ -38,7 +38,7 @@ class SaleDesk:
     book: SaleBook
 
     async def create(self, change_id: str, new: NewSale) -> Sale:
-        return await self._copy(await self.product.create_sale(change_id, new), first=True)
+        return await self._copy(await self.product.create_sale(change_id, new))
 
     async def change(self, change_id: str, sale_id: int, change: SaleChange, *, stock_delta: int) -> Changed:
         if stock_delta < 0:
@@ -67,11 +67,11 @@ class SaleDesk:
         view = await self.book.read(sale.product_id)
         return sale, view if view is not None and view.sale_id == sale_id else None
 
-    async def _copy(self, sale: Sale, *, first: bool = False) -> Sale:
+    async def _copy(self, sale: Sale) -> Sale:
         """Copies until the row is what was copied: of two who change a sale at once, the later one's copy stands."""
         for _ in range(COPIES_MAX):
             try:
-                await self.book.warm(sale, first=first)
+                await self.book.warm(sale)
             except RebuildNeeded as error:
                 log.warning("sale_not_in_redis", sale_id=sale.sale_id, error=str(error))
                 return sale

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import Select, and_, func, insert, or_, select, update
+from sqlalchemy import Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -43,16 +43,6 @@ async def reservations_of_orders(session: AsyncSession, order_ids: Sequence[byte
 
 async def reservations_of_gid(session: AsyncSession, gid: str) -> list[Reservation]:
     return await _fetch(session, select(*_COLUMNS).where(rows.c.gid == gid).order_by(rows.c.order_id))
-
-
-async def reservations_of_sale(
-    session: AsyncSession, sale_id: int, *, after: tuple[int, bytes], limit: int
-) -> list[Reservation]:
-    """The next page of a sale's rows, by buyer and order id; `after` is the last one of the page before."""
-    user_id, order_id = after
-    further = or_(rows.c.user_id > user_id, and_(rows.c.user_id == user_id, rows.c.order_id > order_id))
-    page = select(*_COLUMNS).where(rows.c.sale_id == sale_id, rows.c.user_id >= user_id, further)
-    return await _fetch(session, page.order_by(rows.c.user_id, rows.c.order_id).limit(limit))
 
 
 async def units_held(session: AsyncSession, sale_id: int, user_ids: Sequence[int]) -> dict[int, int]:

@@ -169,19 +169,6 @@ class ProductService(product_pb2_grpc.ProductServicer):
         rows = await self._run(lambda session: reservations.reservations_of_orders(session, keys))
         return product_pb2.ReservationsReply(reservations=map(reservation_message, rows.values()))
 
-    async def ReservationsOfSale(
-        self, request: product_pb2.ReservationsOfSaleRequest, _context: Context
-    ) -> product_pb2.ReservationsReply:
-        limit = in_range("limit", request.limit, low=1)
-        if limit > ITEMS_MAX:
-            raise InvalidRequest("limit", f"{limit}, {ITEMS_MAX} is the most")
-        after = (in_range("after_user_id", request.after_user_id, low=0), request.after_order_id)
-        sale_id = in_range("sale_id", request.sale_id, low=1)
-        rows = await self._run(
-            lambda session: reservations.reservations_of_sale(session, sale_id, after=after, limit=limit)
-        )
-        return product_pb2.ReservationsReply(reservations=map(reservation_message, rows))
-
     async def StaleHolds(
         self, request: product_pb2.StaleHoldsRequest, _context: Context
     ) -> product_pb2.StaleHoldsReply:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -18,6 +18,7 @@ from typing import TypeVar
 import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+from seckill.doctor.start import opening_database
 from seckill.dtm.barrier import in_transaction
 from seckill.dtm.database import create_engine, session_factory
 from seckill.dtm.protocol import CONFIRM
@@ -25,11 +26,12 @@ from seckill.product.branches import OWN_STOCK
 from seckill.prune import branches, coordinator, product
 from seckill.prune.evidence import gather
 from seckill.prune.rules import Evidence, Kept, why_kept
-from seckill.schema import DATABASES, found_revision, require
+from seckill.schema import DATABASES, found_revision, require, setting_of
 from seckill.security import database_context
 from seckill.settings import Settings
 
 Sessions = async_sessionmaker[AsyncSession]
+Using = Callable[[str], AbstractAsyncContextManager[None]]
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -57,12 +59,16 @@ class Pruned:
 
 
 async def prune(settings: Settings, plan: Plan) -> Pruned:
-    """Raises SchemaOutdated, and what the stores' clients raise: whoever does not answer may hold an order."""
+    """Whoever does not answer may hold an order.
+
+    Raises SchemaOutdated, DatabaseUnavailable, and what the stores' clients raise.
+    """
     async with _databases(settings) as engines:
-        run = _Run(plan, {name: session_factory(engine) for name, engine in engines.items()})
+        run = _Run(plan, {name: session_factory(engine) for name, engine in engines.items()}, partial(_using, settings))
         ended = await run.read("product", lambda session: product.ended_sales(session, cutoff_ms=plan.cutoff_ms))
         products = {product_id for _, product_id, _ in ended}
-        run.evidence = await gather(settings, engines["dead_letters"], products)
+        async with _using(settings, "dead_letters"):
+            run.evidence = await gather(settings, engines["dead_letters"], products)
         for sale_id, _, pruned_before in ended:
             await run.prune_sale(sale_id, pruned_before=pruned_before)
         await run.prune_own_stock()
@@ -77,7 +83,7 @@ async def prune(settings: Settings, plan: Plan) -> Pruned:
 
 @asynccontextmanager
 async def _databases(settings: Settings) -> AsyncIterator[Mapping[str, AsyncEngine]]:
-    """Engines of all databases that are in use, each on the newest schema. Raises SchemaOutdated."""
+    """Engines of all databases in use, each on the newest schema. Raises SchemaOutdated, DatabaseUnavailable."""
     engines: dict[str, AsyncEngine] = {}
     try:
         for name in DATABASES:
@@ -86,31 +92,39 @@ async def _databases(settings: Settings) -> AsyncIterator[Mapping[str, AsyncEngi
                 section.database_url.get_secret_value(), pool_size=1, lock_wait_s=3, tls=database_context(name, section)
             )
             engines[name] = engine
-            if name == "coordinator" and await found_revision(engine) is None:
-                await engines.pop(name).dispose()
-                continue
-            await require(name, engine)
+            async with _using(settings, name):
+                if name == "coordinator" and await found_revision(engine) is None:
+                    await engines.pop(name).dispose()
+                    continue
+                await require(name, engine)
         yield engines
     finally:
         for engine in engines.values():
             await engine.dispose()
 
 
-class _Run:
-    """One run: its plan, its databases, and what it has done so far."""
+def _using(settings: Settings, name: str) -> AbstractAsyncContextManager[None]:
+    """Raises DatabaseUnavailable for what this database says to the block."""
+    return opening_database(setting_of(name), getattr(settings, name).database_url.get_secret_value())
 
-    def __init__(self, plan: Plan, sessions: Mapping[str, Sessions]) -> None:
+
+class _Run:
+    """One run: its plan, its databases, and what it has done so far. Each method raises DatabaseUnavailable."""
+
+    def __init__(self, plan: Plan, sessions: Mapping[str, Sessions], using: Using) -> None:
         self.plan = plan
         self.done = Pruned()
         self.evidence = Evidence()
         self._sessions = sessions
+        self._using = using
 
     async def read(self, database: str, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        return await in_transaction(self._sessions[database], work)
+        async with self._using(database):
+            return await in_transaction(self._sessions[database], work)
 
     async def _delete(self, database: str, work: Callable[[AsyncSession], Awaitable[Mapping[str, int]]]) -> None:
         """One piece: a transaction of its own, counted, and a pause when it changed something."""
-        deleted = await in_transaction(self._sessions[database], work)
+        deleted = await self.read(database, work)
         self.done.rows.update({f"{database}.{table}": count for table, count in deleted.items() if count})
         if any(deleted.values()) and not self.plan.dry_run:
             await asyncio.sleep(self.plan.pause_ms / 1000)

@@ -5,11 +5,12 @@ Alembic, and the revisions in `migrations/`, are loaded only when something has 
 """
 
 from seckill.schema.revisions import DATABASES, NEWEST, SchemaOutdated, found_revision, require, setting_of
-from seckill.schema.upgrading import NotOurSchema, SchemaLocked, Upgraded, ddl, upgrade
+from seckill.schema.upgrading import NoSchemaLock, NotOurSchema, SchemaLocked, Upgraded, ddl, upgrade
 
 __all__ = [
     "DATABASES",
     "NEWEST",
+    "NoSchemaLock",
     "NotOurSchema",
     "SchemaLocked",
     "SchemaOutdated",

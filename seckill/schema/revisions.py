@@ -34,7 +34,7 @@ class SchemaOutdated(SeckillError):
         self.address = address
         self.found = found
         self.wanted = NEWEST[name]
-        where = f"the {name} database at {address} ({self.setting})"
+        where = f"the {argument_of(name)} database at {address} ({self.setting})"
         command = f"`seckill db upgrade {argument_of(name)}`"
         self.kind: Literal["absent", "old", "newer", "foreign"]
         if found is None:

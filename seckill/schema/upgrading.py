@@ -41,6 +41,9 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK_WAIT_S = 60
 """How long an upgrade waits for another one, and for transactions that hold a table which it has to change."""
 
+DDL_LOCK_WAIT_S = 3
+"""The same for `ddl`, which only reads."""
+
 STATEMENT_S = 3_600
 """How long one statement may run: adding an index to a large table takes its time."""
 
@@ -53,12 +56,24 @@ class NotOurSchema(SeckillError):
 
     def __init__(self, name: str, address: str, found: Sequence[str]) -> None:
         super().__init__(
-            f"the {name} database at {address} ({setting_of(name)}) has tables but no revision, and they are not those "
-            f"of {REVISIONS[name][0]}: {'; '.join(found)}; name an empty database, or mend these tables"
+            f"the {argument_of(name)} database at {address} ({setting_of(name)}) has tables but no revision, and they "
+            f"are not those of {REVISIONS[name][0]}: {'; '.join(found)}; name an empty database, or mend these tables"
         )
         self.name = name
         self.setting = setting_of(name)
         self.found = tuple(found)
+
+
+class NoSchemaLock(SeckillError):
+    """The server has answered that it cannot give the lock at all."""
+
+    def __init__(self, name: str, address: str) -> None:
+        super().__init__(
+            f"the {argument_of(name)} database at {address} ({setting_of(name)}) gives no lock for an upgrade "
+            "(GET_LOCK is NULL); name a database in the address, or look into the server's log"
+        )
+        self.name = name
+        self.setting = setting_of(name)
 
 
 class SchemaLocked(SeckillError):
@@ -68,7 +83,7 @@ class SchemaLocked(SeckillError):
 
     def __init__(self, name: str, address: str) -> None:
         super().__init__(
-            f"another upgrade of the {name} database at {address} ({setting_of(name)}) "
+            f"another upgrade of the {argument_of(name)} database at {address} ({setting_of(name)}) "
             f"has not ended after {LOCK_WAIT_S} s"
         )
 
@@ -86,9 +101,9 @@ class Upgraded:
 async def upgrade(name: str, url: str, *, tls: ssl.SSLContext | None = None) -> Upgraded:
     """Brings the database to the newest revision. Safe to repeat, and to run twice at once.
 
-    Raises SchemaOutdated for a newer or another database's revision, NotOurSchema, SchemaLocked.
+    Raises SchemaOutdated for a newer or another database's revision, NotOurSchema, SchemaLocked, NoSchemaLock.
     """
-    engine = _engine(url, tls)
+    engine = create_engine(url, pool_size=1, lock_wait_s=LOCK_WAIT_S, read_timeout_s=STATEMENT_S, tls=tls)
     # Two connections that turn the same new SQLite file to write-ahead logging do not wait for each other: one fails.
     attempts = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception(is_transient),
@@ -109,7 +124,7 @@ async def _attempt(engine: AsyncEngine, name: str) -> Upgraded:
 
 async def ddl(name: str, url: str, *, tls: ssl.SSLContext | None = None) -> str:
     """The statements that `upgrade` would execute now, for who applies them by hand. Changes nothing."""
-    engine = _engine(url, tls)
+    engine = create_engine(url, pool_size=1, lock_wait_s=DDL_LOCK_WAIT_S, tls=tls)
     try:
         found = await found_revision(engine)
         if found is None and await _has_tables(engine):
@@ -120,11 +135,6 @@ async def ddl(name: str, url: str, *, tls: ssl.SSLContext | None = None) -> str:
         return _offline(name, engine, found)
     finally:
         await engine.dispose()
-
-
-def _engine(url: str, tls: ssl.SSLContext | None) -> AsyncEngine:
-    wait_s = LOCK_WAIT_S if url.startswith("sqlite") else STATEMENT_S
-    return create_engine(url, pool_size=1, lock_wait_s=wait_s, tls=tls)
 
 
 def _upgrade(connection: Connection, name: str, address: str) -> Upgraded:
@@ -154,8 +164,11 @@ def _alone(connection: Connection, name: str, address: str) -> Iterator[None]:
         return
     # Otherwise a change would wait for a day behind an idle transaction, and everybody else behind the change.
     connection.execute(text(f"SET SESSION lock_wait_timeout = {LOCK_WAIT_S}"))
-    if connection.execute(text(f"SELECT GET_LOCK({_LOCK}, {LOCK_WAIT_S})")).scalar() != 1:
-        raise SchemaLocked(name, address)
+    match connection.execute(text(f"SELECT GET_LOCK({_LOCK}, {LOCK_WAIT_S})")).scalar():
+        case None:
+            raise NoSchemaLock(name, address)
+        case 0:
+            raise SchemaLocked(name, address)
     try:
         yield
         connection.commit()  # the next one has to see the revision

@@ -271,36 +271,6 @@ class ReservationsReply(_message.Message):
 Global___ReservationsReply: _TypeAlias = ReservationsReply  # noqa: Y015
 
 @_typing.final
-class ReservationsOfSaleRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SALE_ID_FIELD_NUMBER: _builtins.int
-    AFTER_USER_ID_FIELD_NUMBER: _builtins.int
-    AFTER_ORDER_ID_FIELD_NUMBER: _builtins.int
-    LIMIT_FIELD_NUMBER: _builtins.int
-    sale_id: _builtins.int
-    after_user_id: _builtins.int
-    """of the last reservation of the page before; 0 and empty: from the beginning"""
-    after_order_id: _builtins.bytes
-    limit: _builtins.int
-    """1 to 1000"""
-    def __init__(
-        self,
-        *,
-        sale_id: _builtins.int = ...,
-        after_user_id: _builtins.int = ...,
-        after_order_id: _builtins.bytes = ...,
-        limit: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_order_id", b"after_order_id", "after_user_id", b"after_user_id", "limit", b"limit", "sale_id", b"sale_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReservationsOfSaleRequest: _TypeAlias = ReservationsOfSaleRequest  # noqa: Y015
-
-@_typing.final
 class StaleHoldsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -74,11 +74,6 @@ class ProductStub:
                 request_serializer=seckill_dot_wire_dot_product__pb2.ReservationsRequest.SerializeToString,
                 response_deserializer=seckill_dot_wire_dot_product__pb2.ReservationsReply.FromString,
                 _registered_method=True)
-        self.ReservationsOfSale = channel.unary_unary(
-                '/product.Product/ReservationsOfSale',
-                request_serializer=seckill_dot_wire_dot_product__pb2.ReservationsOfSaleRequest.SerializeToString,
-                response_deserializer=seckill_dot_wire_dot_product__pb2.ReservationsReply.FromString,
-                _registered_method=True)
         self.StaleHolds = channel.unary_unary(
                 '/product.Product/StaleHolds',
                 request_serializer=seckill_dot_wire_dot_product__pb2.StaleHoldsRequest.SerializeToString,
@@ -147,13 +142,6 @@ class ProductServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ReservationsOfSale(self, request, context):
-        """Read-only: every reservation of a sale, in pages, by buyer and order id.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def StaleHolds(self, request, context):
         """Read-only: the branches that hold units of a sale and are undecided since long ago, oldest first.
         """
@@ -209,11 +197,6 @@ def add_ProductServicer_to_server(servicer, server):
             'Reservations': grpc.unary_unary_rpc_method_handler(
                     servicer.Reservations,
                     request_deserializer=seckill_dot_wire_dot_product__pb2.ReservationsRequest.FromString,
-                    response_serializer=seckill_dot_wire_dot_product__pb2.ReservationsReply.SerializeToString,
-            ),
-            'ReservationsOfSale': grpc.unary_unary_rpc_method_handler(
-                    servicer.ReservationsOfSale,
-                    request_deserializer=seckill_dot_wire_dot_product__pb2.ReservationsOfSaleRequest.FromString,
                     response_serializer=seckill_dot_wire_dot_product__pb2.ReservationsReply.SerializeToString,
             ),
             'StaleHolds': grpc.unary_unary_rpc_method_handler(
@@ -442,33 +425,6 @@ class Product:
             target,
             '/product.Product/Reservations',
             seckill_dot_wire_dot_product__pb2.ReservationsRequest.SerializeToString,
-            seckill_dot_wire_dot_product__pb2.ReservationsReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ReservationsOfSale(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/product.Product/ReservationsOfSale',
-            seckill_dot_wire_dot_product__pb2.ReservationsOfSaleRequest.SerializeToString,
             seckill_dot_wire_dot_product__pb2.ReservationsReply.FromString,
             options,
             channel_credentials,

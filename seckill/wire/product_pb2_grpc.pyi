@@ -47,8 +47,6 @@ class ProductStub:
     """Read-only: the reservations that a gid holds or ended."""
     Reservations: _grpc.UnaryUnaryMultiCallable[_product_pb2.ReservationsRequest, _product_pb2.ReservationsReply]
     """Read-only: the reservations of these orders; an order without a row is absent."""
-    ReservationsOfSale: _grpc.UnaryUnaryMultiCallable[_product_pb2.ReservationsOfSaleRequest, _product_pb2.ReservationsReply]
-    """Read-only: every reservation of a sale, in pages, by buyer and order id."""
     StaleHolds: _grpc.UnaryUnaryMultiCallable[_product_pb2.StaleHoldsRequest, _product_pb2.StaleHoldsReply]
     """Read-only: the branches that hold units of a sale and are undecided since long ago, oldest first."""
     RejectReservations: _grpc.UnaryUnaryMultiCallable[_product_pb2.RejectReservationsRequest, _product_pb2.ReservationsReply]
@@ -71,8 +69,6 @@ class ProductAsyncStub(ProductStub):
     """Read-only: the reservations that a gid holds or ended."""
     Reservations: _aio.UnaryUnaryMultiCallable[_product_pb2.ReservationsRequest, _product_pb2.ReservationsReply]  # type: ignore[assignment]
     """Read-only: the reservations of these orders; an order without a row is absent."""
-    ReservationsOfSale: _aio.UnaryUnaryMultiCallable[_product_pb2.ReservationsOfSaleRequest, _product_pb2.ReservationsReply]  # type: ignore[assignment]
-    """Read-only: every reservation of a sale, in pages, by buyer and order id."""
     StaleHolds: _aio.UnaryUnaryMultiCallable[_product_pb2.StaleHoldsRequest, _product_pb2.StaleHoldsReply]  # type: ignore[assignment]
     """Read-only: the branches that hold units of a sale and are undecided since long ago, oldest first."""
     RejectReservations: _aio.UnaryUnaryMultiCallable[_product_pb2.RejectReservationsRequest, _product_pb2.ReservationsReply]  # type: ignore[assignment]
@@ -140,14 +136,6 @@ class ProductServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_product_pb2.ReservationsReply, _abc.Awaitable[_product_pb2.ReservationsReply]]:
         """Read-only: the reservations of these orders; an order without a row is absent."""
-
-    @_abc_1.abstractmethod
-    def ReservationsOfSale(
-        self,
-        request: _product_pb2.ReservationsOfSaleRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_product_pb2.ReservationsReply, _abc.Awaitable[_product_pb2.ReservationsReply]]:
-        """Read-only: every reservation of a sale, in pages, by buyer and order id."""
 
     @_abc_1.abstractmethod
     def StaleHolds(

@@ -40,10 +40,10 @@ async def success(run: Run) -> None:
 
 @scenario("success without waiting")
 async def success_without_waiting(run: Run) -> None:
-    run.script("02", "confirm", Answer(pause_ms=1_500))
+    run.script("02", "confirm", Answer(pause_ms=2_500))
     began = time.monotonic()
     await run.tcc(NOTHING)
-    if time.monotonic() - began > 1.4:
+    if time.monotonic() - began > 2.4:
         run.say("Submit", "", "waited for Confirm")
     await run.wait(4, 5)
 

@@ -17,6 +17,7 @@ from alembic.script import ScriptDirectory
 from pydantic import SecretStr
 from sqlalchemy import Connection, MetaData, inspect, text
 from sqlalchemy.dialects import mysql
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -30,7 +31,7 @@ from seckill.order.service import serve_order
 from seckill.order.tables import metadata as order_tables
 from seckill.product.service import serve_product
 from seckill.product.tables import metadata as product_tables
-from seckill.schema import DATABASES, NEWEST, NotOurSchema, SchemaOutdated
+from seckill.schema import DATABASES, NEWEST, NoSchemaLock, NotOurSchema, SchemaOutdated
 from seckill.schema.revisions import REVISIONS
 from seckill.schema.shape import defined, differences
 from seckill.schema.upgrading import MIGRATIONS, first_tables
@@ -181,6 +182,15 @@ async def test_upgrades_at_the_same_time_wait_for_each_other(name: str, url: str
     done = await asyncio.gather(*(schema.upgrade(name, url) for _ in range(4)))
     assert sorted(each.before is None for each in done) == [False, False, False, True]
     assert await compared(engine, TABLES[name]) == []
+
+
+async def test_no_lock_is_not_another_upgrade(side: Side, tmp_path: Path) -> None:
+    """A server that can give no lock at all, here for want of a database, is told as that, and at once."""
+    if side.kind != "real":
+        pytest.skip("SQLite has no named locks")
+    url = make_url(side.empty_database("product", tmp_path)).set(database="")
+    with pytest.raises(NoSchemaLock, match="gives no lock"):
+        await schema.upgrade("product", url.render_as_string(hide_password=False))
 
 
 async def test_the_statements_can_be_applied_by_hand(name: str, url: str, engine: AsyncEngine) -> None:

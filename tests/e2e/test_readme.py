@@ -41,6 +41,7 @@ async def embedded() -> AsyncIterator[Embedded]:
             "order": {"grpc": free, "ops": free},
             "coordinator": {"grpc": free, "http": free},
             "worker": {"ops": free},
+            "reconcile": {"ops": free},
         },
     )
     async with open_embedded(settings) as opened:

@@ -149,7 +149,7 @@ def test_status_shows_every_part(up: Seckill) -> None:
     """All roles are ready, the lag is known per partition, the ledger per sale, nothing is undecided at rest."""
     report = up.json("status")
     assert {role["role"]: role["state"] for role in report["roles"]} == dict.fromkeys(
-        ("front", "product", "order", "worker", "coordinator"), "ready"
+        ("front", "product", "order", "worker", "reconcile", "coordinator"), "ready"
     )
     assert report["lag"]["partitions"]
     assert report["undecided"]["total"] == 0

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from seckill.messaging.topics import make_topics
-from seckill.schema import upgrade
+from seckill.schema import DATABASES, upgrade
 from seckill.settings import KafkaSettings
 from tests.servers import Servers, fresh_database, native
 from tests.servers.databases import execute
@@ -30,6 +32,8 @@ from tests.support.overruling import overruling_proxy
 COMMAND_TIMEOUT_S = 60
 TOPICS = {"KAFKA__TOPIC": "bad-input", "KAFKA__DEAD_LETTER_TOPIC": "bad-input-dlt", "KAFKA__REQUEST_TIMEOUT_MS": "2000"}
 UNKNOWN_HOST = "no-such-host.invalid"
+SOON_S = 30
+"""The handshake's 8 s, a look at who answers, and the start of Python on a busy machine."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -156,12 +160,69 @@ def test_a_wrong_database_password(bad: Bad) -> None:
     assert_told(ended, "product.database_url", bad.mariadb, "Access denied", "correct user and password")
 
 
-@pytest.mark.parametrize("command", [("db", "upgrade", "product"), ("audit",)])
+OF_DATABASES = [
+    ("db", "upgrade", "product"), ("db", "upgrade", "product", "--sql"), ("db", "status", "product"),
+    ("db", "prune", "--older-than", "30d"),
+]  # fmt: skip
+
+
+def everywhere(url: str) -> dict[str, str]:
+    """Every database at the same place: commands ask the product service's first."""
+    return {f"{name.upper()}__DATABASE_URL": url for name in DATABASES}
+
+
+@pytest.mark.parametrize("command", [("product",), *OF_DATABASES, ("audit",)])
 def test_commands_that_read_a_database(bad: Bad, command: tuple[str, ...]) -> None:
-    """Commands that connect to a database tell its refusal as the roles do."""
-    url = make_url(bad.servers.mariadb).set(password="s3cret", database="x").render_as_string(hide_password=False)
-    ended = bad.run(*command, PRODUCT__DATABASE_URL=url)
-    assert_told(ended, "product.database_url", bad.mariadb, "Access denied")
+    """Commands that connect to a database tell its refusal, and the remedy, in the roles' words."""
+    admin = make_url(bad.servers.mariadb)
+    wrong = admin.set(password="s3cret", database="x").render_as_string(hide_password=False)
+    told = bad.run(*command, **everywhere(wrong))
+    remedy = "correct user and password in product.database_url, or GRANT ALL on the database to the user"
+    assert_told(told, "product.database_url", bad.mariadb, "cannot be used: Access denied", remedy)
+    absent = admin.set(database="never_made").render_as_string(hide_password=False)
+    told = bad.run(*command, **everywhere(absent))
+    assert_told(told, "product.database_url", bad.mariadb, "CREATE DATABASE … CHARACTER SET utf8mb4")
+
+
+def test_an_upgrade_without_the_right_to(bad: Bad) -> None:
+    """A user who may look and not change is told which right is missing."""
+    url = make_url(fresh_database(bad.servers, "bad_rights"))
+    user = f"reader_{uuid.uuid4().hex[:8]}"
+    execute(
+        bad.servers.mariadb,
+        [f"CREATE USER {user}@'%' IDENTIFIED BY 's3cret'", f"GRANT SELECT ON `{url.database}`.* TO {user}@'%'"],
+    )
+    reader = url.set(username=user, password="s3cret").render_as_string(hide_password=False)
+    ended = bad.run("db", "upgrade", "product", PRODUCT__DATABASE_URL=reader)
+    assert_told(ended, "product.database_url", bad.mariadb, "command denied", "GRANT ALL on the database")
+
+
+@pytest.mark.parametrize("command", OF_DATABASES)
+def test_commands_that_meet_another_server_in_the_databases_place(bad: Bad, command: tuple[str, ...]) -> None:
+    """Within seconds, Redis is recognised, whatever long statements the command is ready for."""
+    began = time.monotonic()
+    ended = bad.run(*command, **everywhere(f"mysql+asyncmy://root:s3cret@{bad.redis}/x"))
+    assert time.monotonic() - began < SOON_S
+    assert_told(ended, "product.database_url", bad.redis, "Redis answers", "correct SECKILL__PRODUCT__DATABASE_URL")
+
+
+@pytest.mark.parametrize("command", [("db", "upgrade", "product"), ("product",)])
+def test_a_listener_that_says_nothing(bad: Bad, command: tuple[str, ...]) -> None:
+    """A port that takes connections and never speaks is given up within seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        ended = bad.run(*command, PRODUCT__DATABASE_URL=f"mysql+asyncmy://root:s3cret@{address}/x")
+        assert time.monotonic() - began < SOON_S
+    assert_told(ended, "product.database_url", address, "no answer within", "SECKILL__PRODUCT__DATABASE_URL")
+
+
+@pytest.mark.parametrize("command", [("product",), ("db", "upgrade", "product"), ("audit",)])
+def test_a_sqlite_file_in_a_missing_folder(bad: Bad, command: tuple[str, ...]) -> None:
+    """The remedy for a folder that is not there is to make it."""
+    folder = bad.folder / "never_made"
+    ended = bad.run(*command, PRODUCT__DATABASE_URL=f"sqlite+aiosqlite:///{folder}/product.db")
+    assert_told(ended, "product.database_url", f"there is no folder {folder}; make it, or name another")
 
 
 def test_a_wrong_driver(bad: Bad) -> None:

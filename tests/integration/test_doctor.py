@@ -323,8 +323,11 @@ def test_an_unknown_dependency_is_wrong_usage(tmp_path: Path) -> None:
     """A name that `--only` does not know ends with 2 and the names that it knows."""
     ended = seckill(tmp_path, "doctor", "--only", "kafka,zookeeper")
     assert ended.returncode == 2
-    assert "zookeeper" in ended.stderr
+    assert "zookeeper: choose from settings, kafka," in ended.stderr
     assert "dead-letters-db" in ended.stderr
+    ended = seckill(tmp_path, "doctor", "--only", "")
+    assert ended.returncode == 2
+    assert "nothing given: choose from" in ended.stderr
 
 
 async def test_nothing_answers_and_the_doctor_ends_in_time(tmp_path: Path) -> None:

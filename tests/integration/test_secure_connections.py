@@ -415,7 +415,7 @@ async def test_mariadb_of_another_name(tmp_path: Path, papers: Papers) -> None:
     other = papers.ours.issue("elsewhere", "db.example.org")
     options = (f"--ssl-ca={papers.ours.ca}", f"--ssl-cert={other.certificate}", f"--ssl-key={other.key}")
     with native.mariadb_process(tmp_path, options=options) as server:
-        settings = database_settings(server.url, papers)
+        settings = database_settings(f"{server.url}mysql", papers)
         with pytest.raises(Exception) as caught:
             await ask_mariadb(settings)
         assert "not valid for '127.0.0.1'" in line_of(caught.value)
@@ -459,7 +459,7 @@ async def test_a_frozen_database_is_given_up(tmp_path: Path, papers: Papers, enc
         "--max-allowed-packet=64M",
     )  # fmt: skip
     with native.mariadb_process(tmp_path, options=options) as server:
-        tls = database_context("product", database_settings(server.url, papers)) if encrypted else None
+        tls = database_context("product", database_settings(f"{server.url}mysql", papers)) if encrypted else None
         engine = create_engine(server.url, pool_size=1, lock_wait_s=1, tls=tls)
         try:
             async with engine.connect() as connection:
@@ -631,8 +631,8 @@ async def test_an_order_through_secure_connections(
         assert target == sections["product"]["grpc"]
     else:
         assert warned == {
-            "front": set(), "worker": {"dtm.grpc"}, "product": {"product.branch_grpc"}, "order": {"order.branch_grpc"},
-            "coordinator": set(),
+            "front": set(), "worker": {"dtm.grpc"}, "reconcile": {"dtm.grpc"}, "coordinator": set(),
+            "product": {"product.branch_grpc"}, "order": {"order.branch_grpc"},
         }  # fmt: skip
         assert target == sections["product"]["branch_grpc"]
     assert [role["state"] for role in status["roles"] if role["role"] in roles] == ["ready"] * len(roles)

@@ -31,6 +31,7 @@ DEBIAN = {
     "java": "default-jre-headless",
     "mvn": "maven",
     "wget": "wget",
+    "wrk": "wrk",
 }
 """Debian's package for each program. Go is not taken from there: DTM needs a newer one than it may have."""
 

@@ -129,7 +129,7 @@ async def backbone_settings(side: Side, folder: Path, *, own_coordinator: bool =
             "dtm": dtm,
             "front": {"http": free, "grpc": free},
             "worker": {"ops": free, "drain_timeout_ms": 3_000},
-            "reconcile": {"ops": free, "orphan_after_ms": 1_000, "rebuild_wait_ms": 300},
+            "reconcile": {"ops": free, "orphan_after_ms": 1_000},
             "retry": {"attempts_max": 3, "base_ms": 10, "cap_ms": 50},
         },
     )

@@ -94,6 +94,30 @@ def test_a_database_that_does_not_answer_is_named(runner: CliRunner, monkeypatch
         assert "hunter2" not in result.stdout + result.stderr
 
 
+def test_whose_databases_they_are_is_said_when_nobody_has_named_them(
+    runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a file, stderr says that they are not those of `seckill up`; nothing for who names file or address."""
+    for command in ("upgrade", "status"):
+        [line] = runner.invoke(app, ["db", command, "order"]).stderr.splitlines()
+        assert "`seckill up` keeps databases of its own" in line
+        assert "--config" in line
+    (tmp_path / "s.toml").touch()
+    assert runner.invoke(app, ["--config", "s.toml", "db", "status", "order"]).stderr == ""
+    monkeypatch.setenv("SECKILL__ORDER__DATABASE_URL", f"sqlite+aiosqlite:///{tmp_path}/order.db")
+    assert runner.invoke(app, ["db", "status", "order"]).stderr == ""
+    assert "`seckill up` keeps databases of its own" in runner.invoke(app, ["db", "--help"]).stdout
+
+
+def test_the_dead_letters_have_one_name(runner: CliRunner) -> None:
+    """Sentences, tables, JSON and arguments name that database alike."""
+    status = runner.invoke(app, ["db", "status", "dead-letters"])
+    assert "the dead-letters database at" in status.stderr
+    assert status.stdout.splitlines()[1].startswith("dead-letters ")
+    statements = runner.invoke(app, ["db", "upgrade", "dead-letters", "--sql", "--json"]).stdout
+    assert list(json.loads(statements)["statements"]) == ["dead-letters"]
+
+
 @pytest.mark.parametrize("role", ["product", "order", "coordinator"])
 def test_a_role_does_not_start_without_its_schema(
     runner: CliRunner, role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -83,6 +83,64 @@ def test_a_url_that_no_driver_takes_is_named_without_its_secret(
     assert "geheim" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("mysql+asyncmy://u:geheim@host:abc/x", "its port is no number"),
+        ("mysql+asyncmy://u:geheim@host:/x", "its port is no number"),
+        ("mysql+asyncmy://u:geheim@host:0/x", "its port is not from 1 to 65535"),
+        ("mysql+asyncmy://u:geheim@host:65536/x", "its port is not from 1 to 65535"),
+        ("mysql+asyncmy://u:geheim@/x", "it names no host"),
+        ("mysql+asyncmy:///x", "it names no host"),
+        ("mysql+asyncmy://u:pass@geheim@host/x", "it names no host, or none that is possible"),
+        ("mysql+asyncmy://u:geheim@host:3306", "it names no database"),
+        ("mariadb+asyncmy://u:geheim@host:3306/", "it names no database"),
+        ("mysql+asyncmy://u:geheim@host/x?foo=bar", "it takes no option"),
+        ("mysql+asyncmy://u:geheim@host/x?charset=geheim", "it takes no option"),
+        ("mysql+asyncmy://u:geheim@host/x?charset=utf8mb4&foo=bar", "it takes no option"),
+        ("sqlite+aiosqlite://", "it names no file"),
+        ("sqlite+aiosqlite:///", "it names no file"),
+        ("sqlite+aiosqlite:///:memory:", "it names no file"),
+        ("sqlite+aiosqlite://geheim.db", "it names no file"),
+        ("sqlite+aiosqlite:///x.db?key=geheim", "it takes no options"),
+    ],
+)
+def test_a_database_url_that_leads_nowhere_is_refused(monkeypatch: pytest.MonkeyPatch, url: str, problem: str) -> None:
+    """Host, port, database name or file, and options are looked at before anybody connects; one line, no secret."""
+    monkeypatch.setenv("SECKILL__PRODUCT__DATABASE_URL", url)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    _, line = str(caught.value).splitlines()
+    assert line.startswith("  product.database_url: must be sqlite+aiosqlite:///PATH or mysql+asyncmy://USER:PASSWORD@")
+    assert problem in line
+    assert "geheim" not in line
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql+asyncmy://host/x",
+        "mysql+asyncmy://u:p%40ss@db-1.example.org:3306/x",
+        "mariadb+asyncmy://u:p/w@[::1]:3306/x?charset=utf8mb4",
+        "sqlite+aiosqlite:///product.db",
+        "sqlite+aiosqlite:////var/lib/a@b/product.db",
+    ],
+)
+def test_a_database_url_that_leads_somewhere_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """What the drivers take is taken as it stands."""
+    monkeypatch.setenv("SECKILL__PRODUCT__DATABASE_URL", url)
+    assert load_settings().product.database_url.get_secret_value() == url
+
+
+@pytest.mark.parametrize("variable", ["SECKILL__FRONT__HTPP", "SECKILL__FRONT__HTPP__PORT", "SECKILL__FRONNT__HTTP"])
+def test_an_unknown_variable_is_told_once(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """By the name that the user has written."""
+    monkeypatch.setenv(variable, "x")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert str(caught.value).splitlines()[1:] == [f"  {variable}: no such setting"]
+
+
 def test_a_role_listens_where_it_is_told_and_is_dialled_by_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -16,7 +16,8 @@ from seckill.doctor.facts import Clock, DatabaseFacts, SessionFacts
 from seckill.doctor.probes import Silent, Stranger
 from seckill.doctor.probes.wire import SQL, raise_stranger
 
-ACCESS_DENIED = {1044, 1045, 1698}
+ACCESS_DENIED = {1044, 1045, 1142, 1143, 1227, 1698}
+"""To the server, the database, a table, a column, or a right of the administrator's."""
 UNKNOWN_DATABASE = 1049
 DEFAULT_PORT = 3306
 

@@ -39,10 +39,10 @@ var scenarios = []scenario{
 		})
 	}},
 	{"success without waiting", func(r *Run) {
-		r.branches.script(r.gid, "02", "confirm", Answer{Pause: 1500 * time.Millisecond})
+		r.branches.script(r.gid, "02", "confirm", Answer{Pause: 2500 * time.Millisecond})
 		start := time.Now()
 		r.tcc(func(*dtmgrpc.TccGrpc) {})
-		if time.Since(start) > 1400*time.Millisecond {
+		if time.Since(start) > 2400*time.Millisecond {
 			r.answers = append(r.answers, Answered{Request: "Submit", Message: "waited for Confirm"})
 		}
 		r.wait(4, 5*time.Second)

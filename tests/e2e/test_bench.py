@@ -1,0 +1,42 @@
+"""The benchmark does what it says on real servers. Its speeds are not judged here: machines differ, and are shared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.servers import Servers
+from tests.servers.pipeline import empty_redis, pipeline_environment
+from tests.support.programs import needs
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Seckill
+
+pytestmark = pytest.mark.slow
+
+REDIS_DATABASE = 6
+
+
+@pytest.fixture
+async def bench(seckill: Seckill, servers: Servers) -> Seckill:
+    """`seckill`, set to real servers that it has to itself."""
+    redis_url = empty_redis(servers.redis, REDIS_DATABASE)
+    seckill.environment |= await pipeline_environment(servers, suffix=f"-{seckill.folder.name}", redis_url=redis_url)
+    return seckill
+
+
+def test_a_backlog_is_confirmed_to_the_last_order(bench: Seckill) -> None:
+    """Every order of the backlog is sold, by two workers as by one, and each role's share is told."""
+    report = bench.json("bench", "backlog", "--orders", "400", "--workers", "2")
+    assert (report["orders"], report["sold"]) == (400, 400)
+    assert report["confirmed_per_second"] == pytest.approx(400 / report["seconds"], rel=0.05)
+    assert set(report["cpu_us_per_order"]) >= {"product", "order", "other"}  # a worker may be done before it is up
+
+
+def test_accepted_orders_are_counted_where_they_were_admitted(bench: Seckill) -> None:
+    """Accepted are what Redis has admitted: what was answered, and at most what the connections had under way."""
+    needs("wrk")
+    report = bench.json("bench", "accept", "--seconds", "2", "--connections", "16")
+    assert report["refused"] == report["broken_connections"] == 0
+    assert 0 < report["requests"] <= report["accepted"] <= report["requests"] + 16
