@@ -32,9 +32,9 @@ demo: install  ## a whole flash sale on the embedded servers, or on real ones: m
 up: install  ## the embedded pipeline stays up for playing
 	@$(BIN)/seckill up $(ARGS)
 
-test: install  ## every test: unit, contract, integration, end to end, and the mutants
+test: install  ## every test: unit, contract, integration, end to end, and the mutants; with ARGS="…" pytest alone
 	@$(BIN)/pytest $(ARGS)
-	@$(BIN)/python tests/mutants/run.py
+	@$(if $(ARGS),true,$(BIN)/python tests/mutants/run.py)
 
 check: install  ## lint, types, import rules, generated code
 	@$(BIN)/ruff check .

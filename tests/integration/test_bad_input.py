@@ -190,10 +190,13 @@ def test_an_upgrade_without_the_right_to(bad: Bad) -> None:
     user = f"reader_{uuid.uuid4().hex[:8]}"
     execute(
         bad.servers.mariadb,
-        [f"CREATE USER {user}@'%' IDENTIFIED BY 's3cret'", f"GRANT SELECT ON `{url.database}`.* TO {user}@'%'"],
+        [f"CREATE USER {user} IDENTIFIED BY 's3cret'", f"GRANT SELECT ON `{url.database}`.* TO {user}"],
     )
     reader = url.set(username=user, password="s3cret").render_as_string(hide_password=False)
-    ended = bad.run("db", "upgrade", "product", PRODUCT__DATABASE_URL=reader)
+    try:
+        ended = bad.run("db", "upgrade", "product", PRODUCT__DATABASE_URL=reader)
+    finally:
+        execute(bad.servers.mariadb, [f"DROP USER {user}"])
     assert_told(ended, "product.database_url", bad.mariadb, "command denied", "GRANT ALL on the database")
 
 
