@@ -34,14 +34,10 @@ FINISHED = frozenset({"succeed", "failed"})
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """An undecided branch of the product service; `age_ms` since its Try."""
+    """A branch of the product service that holds units and is undecided; `age_ms` since its Try."""
 
     gid: str
     branch_id: str
-    sale_id: int
-    product_id: int
-    orders: int
-    units: int
     age_ms: int
 
 
@@ -99,10 +95,7 @@ class Orphans:
             reply = await self._product.StaleHolds(request, timeout=self._timeout_ms / 1000)
         except grpc.aio.AioRpcError as error:
             raise ProductUnavailable(self._product_address, f"StaleHolds: {error.code().name}") from error
-        return [
-            Hold(row.gid, row.branch_id, row.sale_id, row.product_id, row.orders, row.units, row.age_ms)
-            for row in reply.holds
-        ]
+        return [Hold(row.gid, row.branch_id, row.age_ms) for row in reply.holds]
 
     async def look(self, gid: str) -> Look:
         """What the coordinator itself and the order service say of the gid."""
