@@ -170,7 +170,7 @@ async def test_a_killed_broker_loses_no_order(real: Side, tmp_path: Path) -> Non
 
 @asynccontextmanager
 async def open_pipeline(side: Side, folder: Path, bootstrap: str) -> AsyncIterator[tuple[Settings, Crowd]]:
-    """The roles in this process (the backbone, worker, reconcile, front), on that broker and else on the side's servers."""
+    """The roles in this process, reconcile among them, on that broker and otherwise on the side's servers."""
     here = Side(side.kind, bootstrap, side.redis, side.run_id_check, side.dtm, side.servers)
     async with open_backbone(here, folder) as backbone, AsyncExitStack() as stack:
         settings = with_values(
