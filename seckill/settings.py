@@ -483,6 +483,11 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def variable(setting: str) -> str:
+    """The environment variable of a setting: `redis.url` is `SECKILL__REDIS__URL`."""
+    return ENV_PREFIX + setting.upper().replace(".", ENV_DELIMITER)
+
+
 def _unknown_variables() -> list[str]:
     """Variables with our prefix that name no section or key: a typing error that would otherwise go unseen."""
     known = {"PROFILE"}

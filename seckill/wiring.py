@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from consumers.reconcile import ReconcileLimits, Reconciler
 from consumers.seckill_rmq import SeckillCarrier
-from seckill.admission import open_admission
+from seckill.admission import Admission, open_admission
 from seckill.checkout.late import LateAdmission
 from seckill.checkout.orphans import Orphans
 from seckill.checkout.reservations import Reservations
@@ -50,7 +50,7 @@ from seckill.front.serve import serve_front
 from seckill.messaging.connection import connection, start
 from seckill.messaging.dead_letters import DeadLetters
 from seckill.messaging.lag import oldest_uncommitted_ms
-from seckill.messaging.publisher import open_publisher
+from seckill.messaging.publisher import Publisher, open_publisher
 from seckill.messaging.worker import Carrier, Worker, WorkerLimits
 from seckill.ops import Check, Readiness, serve_ops
 from seckill.order.service import serve_order
@@ -255,14 +255,7 @@ async def open_carrier(
             policy=RetryPolicy(settings.retry.attempts_max, settings.retry.base_ms, settings.retry.cap_ms),
             undecided_wait_ms=settings.ledger.undecided_wait_ms,
         )
-        checks: dict[str, Check] = {
-            "redis": admission.sales.check,
-            "kafka": publisher.check,
-            "product": lambda: check_service(channel, settings.product.grpc, "product.Product"),
-            "order": lambda: check_service(order_channel, settings.order.grpc, "order.Order"),
-            "coordinator": lambda: _check_coordinator(client),
-        }
-        yield carrier, checks
+        yield carrier, _checks(settings, admission, publisher, product=channel, order=order_channel, client=client)
 
 
 @asynccontextmanager
@@ -333,6 +326,25 @@ async def check_service(channel: grpc.aio.Channel, address: str, service: str) -
         raise unavailable(address, f"{error.code().name} {error.details()}") from error
     if reply.status != health_pb2.HealthCheckResponse.SERVING:
         raise unavailable(address, "it is stopping")
+
+
+def _checks(
+    settings: Settings,
+    admission: Admission,
+    publisher: Publisher,
+    *,
+    product: grpc.aio.Channel,
+    order: grpc.aio.Channel,
+    client: DtmClient,
+) -> dict[str, Check]:
+    """How to ask everything that an order needs on its way."""
+    return {
+        "redis": admission.sales.check,
+        "kafka": publisher.check,
+        "product": lambda: check_service(product, settings.product.grpc, "product.Product"),
+        "order": lambda: check_service(order, settings.order.grpc, "order.Order"),
+        "coordinator": lambda: _check_coordinator(client),
+    }
 
 
 async def _check_coordinator(client: DtmClient) -> None:
@@ -409,14 +421,7 @@ async def open_reconciler(settings: Settings) -> AsyncIterator[tuple[Reconciler,
                 orphans_max=settings.reconcile.orphans_max,
             ),
         )
-        checks: dict[str, Check] = {
-            "redis": admission.sales.check,
-            "kafka": publisher.check,
-            "product": products.check,
-            "order": lambda: check_service(order_channel, settings.order.grpc, "order.Order"),
-            "coordinator": lambda: _check_coordinator(client),
-        }
-        yield reconciler, checks
+        yield reconciler, _checks(settings, admission, publisher, product=channel, order=order_channel, client=client)
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seckill.domain.errors import SeckillError
-from seckill.settings import ENV_DELIMITER, ENV_PREFIX
+from seckill.settings import variable
 
 START_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 30
@@ -88,10 +88,6 @@ async def running_role(
         yield role
     finally:
         await role.stop()
-
-
-def variable(setting: str) -> str:
-    return ENV_PREFIX + setting.upper().replace(".", ENV_DELIMITER)
 
 
 def free_addresses(names: Sequence[str]) -> dict[str, str]:

@@ -22,14 +22,13 @@ from seckill.domain.errors import BranchFailed, CoordinatorUnavailable, OrderUna
 from seckill.domain.order import MAX_ID
 from seckill.dtm.client import DtmClient
 from seckill.dtm.errors import CallFailed, Unavailable
-from seckill.dtm.protocol import CANCEL, CONFIRM, BranchContext
+from seckill.dtm.protocol import CANCEL, CONFIRM, BranchContext, GlobalTransaction
 from seckill.wire import order_pb2, order_pb2_grpc, product_pb2, product_pb2_grpc
 
 log = structlog.get_logger()
 
 PRODUCT_BRANCH = "01"
 ORDER_BRANCH = "02"
-FINISHED = frozenset({"succeed", "failed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +50,15 @@ class End(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is known of a gid before anything is done. `coordinator`: its status there, None when it is unknown."""
+    """What is known of a gid before anything is done. `transaction`: what its coordinator says, None: unknown there."""
 
     gid: str
-    coordinator: str | None
+    transaction: GlobalTransaction | None
     confirmed_orders: int
 
     @property
     def end(self) -> End:
-        if self.coordinator is not None and self.coordinator not in FINISHED:
+        if self.transaction is not None and not self.transaction.finished:
             return End.CARRIED
         return End.CONFIRMED if self.confirmed_orders else End.CANCELLED
 
@@ -110,7 +109,7 @@ class Orphans:
         except grpc.aio.AioRpcError as error:
             raise OrderUnavailable(self._order_address, f"OrdersOfGid: {error.code().name}") from error
         confirmed = sum(order.status == "confirmed" for order in orders.orders)
-        return Look(gid, transaction.status if transaction else None, confirmed)
+        return Look(gid, transaction, confirmed)
 
     async def end(self, look: Look) -> End:
         """Ends what nobody carries any more."""
@@ -123,7 +122,11 @@ class Orphans:
                 case End.CANCELLED:
                     await self._call_order(look.gid, CANCEL, "RollbackOrder")
                     await self._call_product(look.gid, CANCEL, "RollbackProductStock")
-            log.warning("orphan_ended", end=look.end.value, coordinator=look.coordinator or "unknown")
+            log.warning(
+                "orphan_ended",
+                end=look.end.value,
+                coordinator=look.transaction.status if look.transaction else "unknown",
+            )
             return look.end
 
     async def _call_product(self, gid: str, op: str, method: str) -> None:

@@ -128,6 +128,7 @@ def _settings(context: typer.Context, names: list[str]) -> Settings:
     Says so when nobody has said which databases are meant.
     """
     from seckill.log import configure_logging
+    from seckill.settings import variable
 
     configure_logging("debug" if chosen(context).debug else "error")
     if not chosen(context).debug:
@@ -135,7 +136,7 @@ def _settings(context: typer.Context, names: list[str]) -> Settings:
             logging.getLogger(library).setLevel(logging.CRITICAL)
     settings = role_settings(context)
     given = {name.upper() for name, value in os.environ.items() if value}
-    if not file_named(context) and any(f"SECKILL__{name.upper()}__DATABASE_URL" not in given for name in names):
+    if not file_named(context) and any(variable(f"{name}.database_url") not in given for name in names):
         note(_OF_THE_PROFILE)
     return settings
 

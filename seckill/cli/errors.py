@@ -129,7 +129,9 @@ def _redis_refusal(error: AdmissionUnavailable) -> str:
 
 
 def _variable(setting: str) -> str:
-    return f"SECKILL__{setting.replace('.', '__').upper()}"
+    from seckill.settings import variable
+
+    return variable(setting)
 
 
 def front_silent(error: FrontUnavailable) -> str:

@@ -145,8 +145,9 @@ def check_ports(settings: Settings, names: tuple[str, ...]) -> None:
 
 
 def _cannot_listen(name: str, address: str, error: OSError) -> Unreachable:
-    variable = f"SECKILL__{name.replace('.', '__').upper()}"
-    remedy = f"end what listens there, or set another address with {variable}"
+    from seckill.settings import variable
+
+    remedy = f"end what listens there, or set another address with {variable(name)}"
     return Unreachable(f"cannot listen on {address} ({name}): {error.strerror or error}; {remedy}")
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from seckill.dtm.protocol import GlobalTransaction
     from seckill.settings import Settings
 
-FINISHED = frozenset({"succeed", "failed"})
-
 commands = typer.Typer(
     no_args_is_help=True,
     help="""Look at global transactions.
@@ -116,9 +114,7 @@ async def _list(settings: Settings, limit: int, stuck: bool, older_than_s: float
             for state in ("prepared", "submitted", "aborting")
             for each in await dtm.list(limit=limit, status=state)
         ]
-    return [
-        each for each in found if each.status not in FINISHED and (each.created_at is None or each.created_at < before)
-    ]
+    return [each for each in found if not each.finished and (each.created_at is None or each.created_at < before)]
 
 
 async def _show(settings: Settings, gid: str) -> tuple[GlobalTransaction | None, list[dict[str, Any]]]:
@@ -182,7 +178,7 @@ def _times(each: GlobalTransaction) -> tuple[str, str, str]:
     def local(at: datetime | None) -> str:
         return brief_moment(int(at.timestamp() * 1000)) if at else "-"
 
-    if each.status in FINISHED or each.next_cron_at is None:
+    if each.finished or each.next_cron_at is None:
         return local(each.created_at), local(each.updated_at), "-"
     left_ms = (each.next_cron_at - datetime.now(UTC)).total_seconds() * 1000
     return local(each.created_at), local(each.updated_at), "now" if left_ms < 0 else f"in {age(left_ms)}"

@@ -24,9 +24,8 @@ from aiokafka.errors import (
 from asyncmy.errors import OperationalError as DatabaseError
 from redis.exceptions import AuthenticationError, NoPermissionError
 
-from seckill.doctor.findings import variable
 from seckill.security import client_context, grpc_files
-from seckill.settings import TlsSettings
+from seckill.settings import TlsSettings, variable
 
 LOOK_TIMEOUT_S = 2.0
 ALERT_TIMEOUT_S = 0.5  # TLS 1.3 tells of a client certificate that it misses only after the handshake

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from seckill.client import front_url
 from seckill.coordinator.tables import metadata as coordinator_tables
 from seckill.doctor.access import FRONT, KAFKA, REDIS, Door, database_door, grpc_door, grpc_refusal, refusal
-from seckill.doctor.findings import Examined, Finding, ok, problem, unreachable, variable, warning
+from seckill.doctor.findings import Examined, Finding, ok, problem, unreachable, warning
 from seckill.doctor.judgements.clock import judge_clock
 from seckill.doctor.judgements.coordinator import judge_coordinator
 from seckill.doctor.judgements.kafka import KafkaWants, judge_kafka
@@ -48,6 +48,7 @@ from seckill.settings import (
     ProductSettings,
     Settings,
     TlsSettings,
+    variable,
 )
 
 CHECK_TIMEOUT_S = 13.0

@@ -52,8 +52,3 @@ def unreachable(found: str, remedy: str) -> Finding:
 
 def levels(examined: Iterable[Examined]) -> set[Level]:
     return {finding.level for each in examined for finding in each.findings}
-
-
-def variable(setting: str) -> str:
-    """The environment variable of a setting: `redis.url` is `SECKILL__REDIS__URL`."""
-    return f"SECKILL__{setting.replace('.', '__').upper()}"

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from seckill.client import front_url
 from seckill.doctor.access import database_door, grpc_door, grpc_refusal, refusal
-from seckill.doctor.findings import Level, variable
+from seckill.doctor.findings import Level
 from seckill.doctor.judgements.sql import judge_session
 from seckill.doctor.probes import Silent, Stranger
 from seckill.doctor.probes.grpc import ask_coordinator, ask_service
@@ -30,7 +30,7 @@ from seckill.domain.errors import SeckillError, Unfit
 from seckill.dtm.database import MYSQL, create_engine, is_transient
 from seckill.schema.revisions import argument_of
 from seckill.security import channel_credentials, database_context
-from seckill.settings import NO_TLS, DatabaseTls, Settings, TlsSettings
+from seckill.settings import NO_TLS, DatabaseTls, Settings, TlsSettings, variable
 
 log = structlog.get_logger(__name__)
 

@@ -122,3 +122,8 @@ class GlobalTransaction:
     options: TransOptions
     rollback_reason: str = ""
     branches: tuple[BranchState, ...] = ()  # empty when it comes from a list
+
+    @property
+    def finished(self) -> bool:
+        """Whether the coordinator will do no more about it."""
+        return self.status in {"succeed", "failed"}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from seckill.doctor.facts import RoleFacts
 from seckill.doctor.findings import Finding, ok, problem, warning
+from seckill.settings import variable
 
 
 def judge_role(facts: RoleFacts, wanted: str, setting: str) -> list[Finding]:
     """`setting` is where the address that answered comes from."""
     if facts.role != wanted:
-        remedy = f"set SECKILL__{setting.replace('.', '__').upper()} ({setting}) to the {wanted}'s address"
+        remedy = f"set {variable(setting)} ({setting}) to the {wanted}'s address"
         return [problem("role", f"the {facts.role} answers here", remedy)]
     if facts.ready:
         return [ok("ready", "yes")]
