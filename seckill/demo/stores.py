@@ -21,7 +21,7 @@ from seckill.doctor.start import opening_database
 from seckill.domain.errors import InvalidOrder
 from seckill.domain.order import OrderId, order_id_from_key
 from seckill.domain.outcomes import OrderStatus
-from seckill.dtm.database import create_engine
+from seckill.dtm.database import create_engine, fail_in_place
 from seckill.messaging.envelope import decode
 from seckill.messaging.lag import consumer_lag, read_topic
 from seckill.order import tables as order_tables
@@ -205,7 +205,9 @@ def _engine(section: str, settings: ServiceSettings) -> AsyncEngine:
     url = make_url(settings.database_url.get_secret_value())
     if url.get_backend_name() == "sqlite" and url.database:
         url = url.set(database=f"file:{quote(url.database)}", query={"mode": "ro", "uri": "true"})
-        return create_async_engine(url, pool_size=1)
+        engine = create_async_engine(url, pool_size=1)
+        fail_in_place(engine)
+        return engine
     tls = database_context(section, settings)
     engine = create_engine(url.render_as_string(hide_password=False), pool_size=1, lock_wait_s=3, tls=tls)
     return engine if url.get_backend_name() == "sqlite" else engine.execution_options(isolation_level="REPEATABLE READ")

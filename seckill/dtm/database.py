@@ -96,9 +96,21 @@ def _sqlite_engine(url: str, lock_wait_s: int) -> AsyncEngine:
         pool_timeout=lock_wait_s,
         connect_args={"timeout": lock_wait_s},
     )
+    fail_in_place(engine)
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_immediate)
     return engine
+
+
+def fail_in_place(engine: AsyncEngine) -> None:
+    """A SQLite file that cannot be opened fails in the caller's own thread. aiosqlite would answer from another one,
+    which is left behind and meets an event loop that may have been closed.
+    """
+    event.listen(engine.sync_engine, "do_connect", _open_once)
+
+
+def _open_once(_dialect: Any, _record: Any, arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
+    sqlite3.connect(arguments[0], uri=bool(options.get("uri"))).close()
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
