@@ -1,0 +1,211 @@
+"""The table of crash points: which role is to reach which point, and what has to go on for it to get there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from seckill.admission import Wanted
+from seckill.crashpoints import CrashPoint
+from seckill.domain.order import Order, OrderId
+from seckill.domain.outcomes import Admitted
+from tests.support.crash_site import Crash, Goods, Site
+from tests.support.crashing_role import Deed
+from tests.support.restless_buyers import Crowd
+
+RUSH = 24
+"""Orders at once; they come again until the point has been reached."""
+AGAIN_EVERY_S = 0.3
+LOSE_AGAIN_S = 8
+
+UNITS = {"scarce": (8, 2), "plenty": (2_000, 100)}
+"""Stock and limit."""
+
+
+@dataclass(slots=True)
+class Play:
+    """What a scene has to play with; `over` is set when the point was reached."""
+
+    site: Site
+    goods: Goods
+    crowd: Crowd
+    over: asyncio.Event
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What goes on: what buyers and others do, and what else crashes meanwhile so that the point is reached at all."""
+
+    name: str
+    act: Callable[[Play], Coroutine[Any, Any, None]]
+    also: tuple[Crash, ...] = ()
+    letters: bool = False  # it ends with orders set aside
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    role: str
+    point: CrashPoint
+    scene: Scene
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}-{self.point.value}-{self.scene.name}"
+
+
+# --- acts ------------------------------------------------------------------------------------------------------------
+
+
+async def _until_over(play: Play, act: Callable[[], Awaitable[None]]) -> None:
+    await act()
+    while not play.over.is_set():
+        await asyncio.sleep(AGAIN_EVERY_S)
+        await act()
+
+
+async def rush(play: Play) -> None:
+    """Buyers of all kinds, more than the scarce product has units."""
+    await _until_over(play, lambda: play.crowd.rush(RUSH))
+
+
+async def rush_past_the_front(play: Play) -> None:
+    """Records that no admission has seen: those that come too late for a unit are rejected in the database."""
+    await _until_over(play, lambda: play.crowd.rush_past_the_front(RUSH))
+
+
+async def never_published(play: Play) -> None:
+    """Orders that a front has admitted and not published."""
+
+    async def once() -> None:
+        for user_id in range(1, 9):
+            answer = await play.site.stores.admission.gate.admit(Wanted(play.goods.plenty, user_id, 1))
+            assert isinstance(answer, Admitted), answer
+            play.crowd.unsure[answer.order_id] = None
+
+    await _until_over(play, once)
+
+
+async def impostors(play: Play) -> None:
+    """Records with the id of an accepted order, and other contents."""
+
+    async def once() -> None:
+        await play.crowd.rush(RUSH)
+        for order_id in [each for each in play.crowd.accepted if each.startswith(f"{play.goods.plenty}-")][-4:]:
+            sale_id = play.goods.sale_ids[play.goods.plenty]
+            order = Order(OrderId(order_id), sale_id, 77, play.goods.plenty, 3, 1, None)
+            await play.site.publisher.publish(order)
+
+    await _until_over(play, once)
+
+
+async def hopeless(play: Play) -> None:
+    """Records that no admission has seen, while the sale is paused: at last they are set aside."""
+    sale_id = play.goods.sale_ids[play.goods.plenty]
+    await play.site.front.set_sale_state(sale_id, "pause")
+    crowd = replace(play.crowd, products=[play.goods.plenty])
+    await crowd.rush_past_the_front(RUSH)
+    await play.over.wait()
+    await play.site.front.set_sale_state(sale_id, "resume")
+
+
+async def lose_redis(play: Play) -> None:
+    """Redis loses everything, again when it was not the armed reconcile that made it anew."""
+    await play.crowd.rush(RUSH)
+    while not play.over.is_set():
+        play.site.empty_redis()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOSE_AGAIN_S):
+                await play.over.wait()
+
+
+def _forgotten(name: str, when: Crash) -> Scene:
+    """As soon as that has happened, the coordinator's log loses what is not finished."""
+
+    async def act(play: Play) -> None:
+        before = len(play.site.deeds(when.role))
+        rushing = asyncio.create_task(rush(play))
+        await play.site.until_deed(when, told_before=before, within_s=20)
+        await play.site.forget_transactions()
+        await rushing
+
+    return Scene(name, act, also=(when,))
+
+
+# --- scenes ----------------------------------------------------------------------------------------------------------
+
+SALE = Scene("sale", rush)
+PAST_THE_FRONT = Scene("past_the_front", rush_past_the_front)
+NEVER_PUBLISHED = Scene("never_published", never_published)
+IMPOSTORS = Scene("impostors", impostors, letters=True)
+HOPELESS = Scene("hopeless", hopeless, letters=True)
+REDIS_LOST = Scene("redis_lost", lose_redis)
+
+SLOW_TRY = Scene("slow_try", rush, also=(Crash("order", CrashPoint.ORDER_TRY_COMMITTED, Deed.HANG, hang_s=1.5),))
+"""The order service answers a Try too late: what was tried is cancelled."""
+
+SLOW_CONFIRM = Scene(
+    "slow_confirm", rush, also=(Crash("order", CrashPoint.ORDER_CONFIRM_WRITTEN, Deed.HANG, hang_s=2.5),)
+)
+"""It confirms too late: units stay frozen for a while, and the coordinator has to call again."""
+
+SLOWER_CONFIRM = Scene(
+    "slower_confirm", rush, also=(Crash("order", CrashPoint.ORDER_CONFIRM_WRITTEN, Deed.HANG, hang_s=4.0),)
+)
+"""For so long that reconcile asks the coordinator about it."""
+
+SLOW_WORKER = Scene("slow_worker", rush, also=(Crash("worker", CrashPoint.SETTLING, Deed.HANG, hang_s=3.5),))
+"""A worker does not come to tell how orders ended: reconcile does."""
+
+LOST_BEFORE_SUBMIT = _forgotten("lost_before_submit", Crash("worker", CrashPoint.ORDER_TRIED, Deed.KILL))
+"""Orders are held by a transaction that nobody submits and that its coordinator has lost: to be cancelled."""
+
+LOST_IN_CONFIRM = _forgotten("lost_in_confirm", Crash("coordinator", CrashPoint.LOG_BRANCH_DONE_COMMITTED, Deed.KILL))
+"""The order is confirmed and its units are not sold when the coordinator loses the transaction: to be confirmed."""
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def _rows(role: str, scene: Scene, *points: CrashPoint) -> list[Row]:
+    return [Row(role, point, scene) for point in points]
+
+
+P = CrashPoint
+ROWS: tuple[Row, ...] = (
+    *_rows("front", SALE, P.ADMITTING, P.ADMITTED, P.PUBLISHED),
+    *_rows("worker", PAST_THE_FRONT, P.ADMITTING, P.ADMITTED),
+    *_rows("worker", SALE, P.PREPARING, P.PREPARED, P.PRODUCT_REGISTERED, P.PRODUCT_TRIED),
+    *_rows("worker", SALE, P.ORDER_REGISTERED, P.ORDER_TRIED, P.SUBMITTED),
+    *_rows("worker", SLOW_TRY, P.ABORTING, P.ABORTED),
+    *_rows("worker", SALE, P.SETTLING, P.SETTLED),
+    *_rows("worker", SLOW_CONFIRM, P.POSTPONING, P.POSTPONED),
+    *_rows("worker", IMPOSTORS, P.BURYING, P.BURIED),
+    *_rows("worker", HOPELESS, P.PARKING, P.PARKED),
+    *_rows("worker", SALE, P.OFFSETS_COMMITTING, P.OFFSETS_COMMITTED),
+    *_rows("product", SALE, P.PRODUCT_TRY_WRITTEN, P.PRODUCT_TRY_COMMITTED),
+    *_rows("product", SALE, P.PRODUCT_CONFIRM_WRITTEN, P.PRODUCT_CONFIRM_COMMITTED),
+    *_rows("product", SLOW_TRY, P.PRODUCT_CANCEL_WRITTEN, P.PRODUCT_CANCEL_COMMITTED),
+    *_rows("product", PAST_THE_FRONT, P.PRODUCT_REJECT_WRITTEN, P.PRODUCT_REJECT_COMMITTED),
+    *_rows("order", SALE, P.ORDER_TRY_WRITTEN, P.ORDER_TRY_COMMITTED),
+    *_rows("order", SALE, P.ORDER_CONFIRM_WRITTEN, P.ORDER_CONFIRM_COMMITTED),
+    *_rows("order", SLOW_TRY, P.ORDER_CANCEL_WRITTEN, P.ORDER_CANCEL_COMMITTED),
+    *_rows("coordinator", SALE, P.LOG_INSERT_WRITTEN, P.LOG_INSERT_COMMITTED),
+    *_rows("coordinator", SALE, P.LOG_REGISTER_WRITTEN, P.LOG_REGISTER_COMMITTED),
+    *_rows("coordinator", SALE, P.LOG_DECIDE_WRITTEN, P.LOG_DECIDE_COMMITTED),
+    *_rows("coordinator", SALE, P.CONFIRM_CALLING, P.CONFIRM_CALLED),
+    *_rows("coordinator", SALE, P.LOG_BRANCH_DONE_WRITTEN, P.LOG_BRANCH_DONE_COMMITTED),
+    *_rows("coordinator", SALE, P.LOG_FINISH_WRITTEN, P.LOG_FINISH_COMMITTED),
+    *_rows("coordinator", SLOW_TRY, P.CANCEL_CALLING, P.CANCEL_CALLED),
+    *_rows("coordinator", SLOW_CONFIRM, P.LOG_POSTPONE_WRITTEN, P.LOG_POSTPONE_COMMITTED),
+    *_rows("coordinator", SLOW_CONFIRM, P.LOG_CLAIM_WRITTEN, P.LOG_CLAIM_COMMITTED),
+    *_rows("coordinator", SLOWER_CONFIRM, P.LOG_RESET_WRITTEN, P.LOG_RESET_COMMITTED),
+    *_rows("reconcile", SLOW_WORKER, P.SETTLING, P.SETTLED),
+    *_rows("reconcile", SLOW_CONFIRM, P.POSTPONING, P.POSTPONED),
+    *_rows("reconcile", NEVER_PUBLISHED, P.CLAIMING, P.CLAIMED, P.PUBLISHED),
+    *_rows("reconcile", LOST_BEFORE_SUBMIT, P.ORPHAN_FOUND, P.ORPHAN_ORDER_CANCELLED, P.ORPHAN_ENDED),
+    *_rows("reconcile", LOST_IN_CONFIRM, P.ORPHAN_FOUND, P.ORPHAN_ENDED),
+    *_rows("reconcile", REDIS_LOST, P.REBUILD_CLOSED, P.REBUILD_STAGED, P.REBUILD_INSTALLED),
+)

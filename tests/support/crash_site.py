@@ -1,0 +1,311 @@
+"""A pipeline whose roles are processes that crash where they are told to: real servers, our coordinator, short times.
+
+Of the roles that can be taken over from (worker, coordinator, reconcile) a second one stands by, so that one that hung
+and wakes up finds that others have gone on without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import tomli_w
+from redis import Redis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from seckill.admission.keys import PRODUCTS
+from seckill.client import FrontClient, open_front
+from seckill.messaging.publisher import Publisher, open_publisher
+from seckill.settings import Settings, load_settings
+from seckill.wiring import open_dtm
+from tests.servers.ports import free_ports
+from tests.support import crashing_role
+from tests.support.crashing_role import Arm, Deed
+from tests.support.restless_buyers import Crowd
+from tests.support.role_processes import ROLES, Program, RoleProcess, role_addresses, running_roles
+from tests.support.sides import Side
+from tests.support.verdicts import Stores, open_gids, open_stores, rest
+
+OPERATOR_TOKEN = "for-tests-only"
+REDIS_DATABASE = 6
+SESSION_MS = 2_000
+"""Of the workers. The tests' brokers allow it (`group.min.session.timeout.ms`)."""
+
+HANG_S: Mapping[str, float] = {"worker": SESSION_MS / 1000 + 1.5, "coordinator": 4.5}
+"""Longer than a session of the group, than the coordinator's lease (3 s), …"""
+HANG_S_DEFAULT = 2.0
+"""… than a Try may take, and than an order waits for its publication."""
+
+LIBRARIES_WORDS = ("ExecuteBatchError raised in core by servicer method", "Exception during reset or similar")
+"""Tracebacks that are not ours: gRPC's for an answer whose caller is gone, SQLAlchemy's for a connection that is."""
+
+STANDBYS = {
+    "worker_standby": ("worker", ("worker.ops",), {}),
+    "coordinator_standby": ("coordinator", ("coordinator.grpc", "coordinator.http"), {"cron_interval_ms": "700"}),
+    "reconcile_standby": ("reconcile", ("reconcile.ops",), {"every_ms": "900"}),
+}
+"""Name → role, the addresses of its own, and settings that make it slower to take up what comes first."""
+
+TIMES: Mapping[str, Mapping[str, Any]] = {
+    "kafka": {"session_timeout_ms": SESSION_MS, "request_timeout_ms": 2_000},
+    "ledger": {"republish_after_ms": 1_000, "undecided_wait_ms": 500},
+    "front": {"operator_token": OPERATOR_TOKEN, "publish_timeout_ms": 1_500, "drain_timeout_ms": 2_000},
+    "worker": {"drain_timeout_ms": 2_000},
+    "product": {"drain_timeout_ms": 2_000},
+    "order": {"drain_timeout_ms": 2_000},
+    "reconcile": {"every_ms": 200, "orphan_after_ms": 1_500, "drain_timeout_ms": 2_000, "rebuild_wait_ms": 2_500},
+    "dtm": {
+        "timeout_to_fail_s": 2, "retry_interval_s": 1, "branch_timeout_s": 1,
+        "try_timeout_ms": 1_000, "submit_timeout_ms": 3_000, "request_timeout_ms": 2_000,
+    },
+    "coordinator": {"cron_interval_ms": 200, "drain_timeout_ms": 2_000},
+    "retry": {"attempts_max": 20, "base_ms": 100, "cap_ms": 500},
+    "log": {"json_lines": True},
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """What a role is to do where. `hang_s`: when the test wakes it up."""
+
+    role: str
+    point: str
+    deed: Deed
+    after: int = 1
+    hang_s: float = 0
+
+    @property
+    def arm(self) -> Arm:
+        return Arm(self.point, self.deed, self.after)
+
+
+@dataclass
+class Goods:
+    """The sales of one row of the table: one that too many want, and one that has enough for everybody."""
+
+    scarce: int
+    plenty: int
+    sale_ids: dict[int, int]
+
+    @property
+    def product_ids(self) -> list[int]:
+        return [self.scarce, self.plenty]
+
+
+@dataclass
+class News:
+    """What has happened in the roles' processes since it was made."""
+
+    roles: Collection[RoleProcess]
+    log_from: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        for role in self.roles:
+            role.deaths.clear()
+
+    def strange(self) -> list[str]:
+        """Ends that no deed was, and tracebacks: a fault that the code knows costs a line, never a traceback."""
+        deaths = [str(death) for role in self.roles for death in role.deaths if death.code != -signal.SIGKILL]
+        errors = [
+            f"{role.role}: {line[:3_000]}"
+            for role in self.roles
+            for line in role.log.read_bytes()[self.log_from[role.role] :].decode(errors="replace").splitlines()
+            if '"exception":' in line or "Traceback" in line
+            if not any(words in line for words in LIBRARIES_WORDS)
+        ]
+        return deaths + errors
+
+
+@dataclass
+class Site:
+    settings: Settings
+    folder: Path
+    roles: Mapping[str, RoleProcess]
+    front: FrontClient
+    publisher: Publisher
+    stores: Stores
+    product_ids: Any = field(default_factory=lambda: count(1))
+
+    # --- what is on sale ---------------------------------------------------------------------------------------------
+
+    async def open_goods(self, units: Mapping[str, tuple[int, int]]) -> Goods:
+        """`units`: stock and limit of `scarce` and `plenty`."""
+        ids = {name: next(self.product_ids) for name in units}
+        sale_ids = {}
+        now_ms = time.time_ns() // 1_000_000
+        for name, (stock, limit) in units.items():
+            fields = {
+                "product_id": ids[name], "stock": stock, "per_user_limit": limit,
+                "starts_at_ms": now_ms - 1_000, "ends_at_ms": now_ms + 3_600_000,
+            }  # fmt: skip
+            sale = await self.front.create_sale(fields, change_id=uuid4().hex)
+            sale_ids[ids[name]] = sale["sale_id"]
+        return Goods(ids["scarce"], ids["plenty"], sale_ids)
+
+    async def clear(self, goods: Goods) -> None:
+        """Closes the sales, and keeps reconcile from looking at them for ever."""
+        for sale_id in goods.sale_ids.values():
+            await self.front.set_sale_state(sale_id, "close")
+        with Redis.from_url(self.settings.redis.url.get_secret_value()) as client:
+            client.srem(PRODUCTS, *goods.product_ids)
+
+    def empty_redis(self) -> None:
+        with Redis.from_url(self.settings.redis.url.get_secret_value()) as client:
+            client.flushdb()
+
+    def crowd(self, goods: Goods, seed: int) -> Crowd:
+        chance = random.Random(seed)
+        return Crowd(self.front, self.publisher, self.settings.kafka, goods.product_ids, chance, buyers=15)
+
+    # --- crashing ----------------------------------------------------------------------------------------------------
+
+    async def arm(self, crashes: Sequence[Crash]) -> None:
+        """Returns when every role knows its crashes. An empty list takes back what is left of the last one."""
+        for role in self.roles.keys() & ({crash.role for crash in crashes} or set(ROLES)):
+            process = self.roles[role].process
+            assert process is not None
+            arms_file = self.folder / f"{role}.arms"
+            arms_file.write_text(json.dumps([asdict(crash.arm) for crash in crashes if crash.role == role]))
+            process.send_signal(signal.SIGUSR1)
+            async with asyncio.timeout(10):
+                while arms_file.exists():
+                    await asyncio.sleep(0.01)
+
+    def deeds(self, role: str) -> list[str]:
+        file = self.folder / f"{role}.deeds"
+        return file.read_text().splitlines() if file.exists() else []
+
+    async def until_deed(self, crash: Crash, *, told_before: int, within_s: float) -> float:
+        """When it was done (s since the epoch). Raises TimeoutError."""
+        sign = f"{crash.point} {crash.deed} "
+        async with asyncio.timeout(within_s):
+            while not (found := [line for line in self.deeds(crash.role)[told_before:] if line.startswith(sign)]):
+                await asyncio.sleep(0.02)
+        return float(found[0].rpartition(" ")[2])
+
+    async def mend(self, crash: Crash, process: asyncio.subprocess.Process) -> None:
+        """After the deed: wakes up the process that hangs, or waits for the successor of the one that was killed."""
+        match crash.deed:
+            case Deed.HANG:
+                await asyncio.sleep(crash.hang_s)
+                process.send_signal(signal.SIGCONT)
+            case Deed.KILL:
+                role = self.roles[crash.role]
+                while role.process is process:
+                    await asyncio.sleep(0.02)
+                await role.started()
+
+    async def forget_transactions(self) -> None:
+        """The coordinator's log loses what is not finished, as one does that is set back."""
+        unfinished = "SELECT gid FROM coordinator_transaction WHERE finished_ms IS NULL"
+        engine = create_async_engine(self.settings.coordinator.database_url.get_secret_value(), poolclass=NullPool)
+        try:
+            async with engine.begin() as connection:
+                gids = [row.gid for row in await connection.execute(text(unfinished))]
+                for table in ("coordinator_branch", "coordinator_transaction"):
+                    for gid in gids:
+                        await connection.execute(text(f"DELETE FROM {table} WHERE gid = :gid"), {"gid": gid})
+        finally:
+            await engine.dispose()
+
+    async def up(self) -> None:
+        """Returns when every role runs, started."""
+        await asyncio.gather(*(role.started() for role in self.roles.values()))
+
+    def news(self) -> News:
+        """What the roles write and how they end from here on."""
+        return News(self.roles.values(), {role.role: role.log.stat().st_size for role in self.roles.values()})
+
+    # --- rest --------------------------------------------------------------------------------------------------------
+
+    async def unrest(self, product_ids: Collection[int], *, within_s: float) -> str:
+        """Waits until everybody is up and nothing is under way; what still is when the time is up, in words."""
+        ends = time.monotonic() + within_s
+        left = ""
+        while True:
+            try:
+                async with asyncio.timeout(max(0.1, ends - time.monotonic())):
+                    await self.up()
+                    left = await rest(self.stores, product_ids, timeout_s=ends - time.monotonic())
+                    left = left or await self._undecided() or self._outside()
+            except TimeoutError:
+                left = left or "a role has not started, or a store does not answer"
+            if not left or time.monotonic() > ends:
+                return left
+            await asyncio.sleep(0.05)
+
+    async def _undecided(self) -> str:
+        async with open_dtm(self.settings) as dtm:
+            gids = await open_gids(dtm)
+        return f"transactions {gids}" if gids else ""
+
+    def _outside(self) -> str:
+        """Workers that have no partitions: the next crash would wait for them in vain."""
+        for name in ("worker", "worker_standby"):
+            log = self.roles[name].log.read_bytes()[self.roles[name].log_from :].decode(errors="replace")
+            moves = [line for line in log.splitlines() if '"partitions_' in line]
+            if not moves or '"partitions_assigned"' not in moves[-1] or '"partitions": []' in moves[-1]:
+                return f"{name} has no partitions"
+        return ""
+
+
+@asynccontextmanager
+async def open_site(side: Side, folder: Path) -> AsyncIterator[Site]:
+    """Everything started and at rest. `side` is a real one; its Redis database is emptied."""
+    config = await _write_settings(side, folder)
+    settings = load_settings(config)
+    programs = {role: _program(role, role, folder) for role in ROLES} | _standbys(folder)
+    async with (
+        running_roles(config, programs) as roles,
+        open_front(settings.front.http, operator_token=OPERATOR_TOKEN, timeout_s=4) as front,
+        open_publisher(settings.kafka) as publisher,
+        open_stores(settings) as stores,
+    ):
+        yield Site(settings, folder, roles, front, publisher, stores)
+
+
+async def _write_settings(side: Side, folder: Path) -> Path:
+    run = uuid4().hex[:8]
+    places: dict[str, dict[str, Any]] = {
+        "kafka": {
+            "bootstrap": side.kafka, "topic": f"crash-{run}", "dead_letter_topic": f"crash-{run}-dlt",
+            "group": f"crash-{run}",
+        },
+        "redis": {"url": side.empty_redis(REDIS_DATABASE), "run_id_check": side.run_id_check},
+        **{name: {"database_url": side.empty_database(name, folder)} for name in ("product", "order", "coordinator")},
+    }  # fmt: skip
+    addresses = role_addresses()
+    names = TIMES.keys() | places.keys() | addresses.keys()
+    values = {name: {**TIMES.get(name, {}), **places.get(name, {}), **addresses.get(name, {})} for name in names}
+    config = folder / "seckill.toml"
+    config.write_text(tomli_w.dumps(values))
+    await side.make_pipeline_topics(load_settings(config).kafka)
+    return config
+
+
+def _program(name: str, role: str, folder: Path, environment: Mapping[str, str] | None = None) -> Program:
+    command = (sys.executable, crashing_role.__file__, role, str(folder / name))
+    return Program(command, environment=environment or {})
+
+
+def _standbys(folder: Path) -> dict[str, Program]:
+    programs = {}
+    for name, (role, addresses, slower) in STANDBYS.items():
+        values = {each: f"127.0.0.1:{port}" for each, port in zip(addresses, free_ports(len(addresses)), strict=True)}
+        values |= {f"{role}.{key}": value for key, value in slower.items()}
+        environment = {f"SECKILL__{each.replace('.', '__').upper()}": value for each, value in values.items()}
+        programs[name] = _program(name, role, folder, environment)
+    return programs
