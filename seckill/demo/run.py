@@ -10,23 +10,23 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import msgspec
-import tenacity
 
+from seckill.audit.reading import read_facts
+from seckill.audit.rules import Verdict, judge
+from seckill.audit.stores import open_stores, rest
 from seckill.client import FrontClient, Json, front_url, open_front
-from seckill.demo.audit import Verdict, judge
 from seckill.demo.plan import Done, Latency, Message, Plan, Progress
-from seckill.demo.stores import Stores, confirm_latency, open_stores, read_facts, unrest
+from seckill.demo.stores import confirm_latency
 from seckill.domain.errors import SeckillError
 from seckill.security import front_context
 from seckill.settings import Settings
 
 WATCH_EVERY_S = 0.25
-REST_EVERY_S = 0.1
 SALE_LASTS_MS = 3_600_000
 
 
@@ -108,18 +108,6 @@ async def run_demo(settings: Settings, options: DemoOptions, watch: Callable[[Li
             seconds=round(seconds, 3),
             unrest=unfinished,
         )
-
-
-async def rest(stores: Stores, product_ids: Collection[int] | None = None, *, timeout_s: float) -> str:
-    """Waits until nothing is under way; what still is when the time is up, in words."""
-    until_rest = tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_result(bool),
-        wait=tenacity.wait_fixed(REST_EVERY_S),
-        stop=tenacity.stop_after_delay(timeout_s),
-        retry_error_callback=lambda state: f"{state.outcome.result()} after {timeout_s:g} s" if state.outcome else "",
-    )
-    unfinished: str = await until_rest(unrest, stores, product_ids)
-    return unfinished
 
 
 async def _unsold_products(front: FrontClient, count: int) -> list[int]:

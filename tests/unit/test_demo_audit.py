@@ -6,18 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from seckill.demo.audit import (
-    Facts,
-    Invariant,
-    LedgerRow,
-    OrderRow,
-    RedisSale,
-    ReservationRow,
-    SaleRow,
-    State,
-    Verdict,
-    judge,
-)
+from seckill.audit.facts import Facts, LedgerRow, OrderRow, RedisSale, ReservationRow, SaleRow, State
+from seckill.audit.rules import Invariant, Verdict, judge
 from seckill.demo.crowd import Kind, allowed, requests_of
 from seckill.demo.plan import Plan, latency
 
