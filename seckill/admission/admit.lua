@@ -14,7 +14,7 @@
 --         L                             admitted before, parked among the dead letters
 --         D <status> <reason>           admitted before, and ended
 --         S <sale id>                   admitted before in that sale: ask again with that one
---         R <code> [fact]               refused
+--         R <code> [fact]               refused; 'PAUSED rebuild': the sale waits for what the other stores say
 --
 -- Ids stay texts throughout: a Lua number keeps only 53 bits.
 
@@ -48,22 +48,29 @@ end
 local entries = redis.call('HMGET', KEYS[4], unpack(ids))
 local results = redis.call('MGET', unpack(result_keys))
 local bought = redis.call('HMGET', KEYS[3], unpack(users))
-local counters = redis.call('HMGET', KEYS[2], 'stock', 'number', 'admitted', 'run_id', 'ends_at_ms')
+local counters = redis.call('HMGET', KEYS[2], 'stock', 'number', 'admitted', 'run_id', 'ends_at_ms', 'rebuild')
 local stock, number, admitted = tonumber(counters[1]), tonumber(counters[2]), tonumber(counters[3])
 local limit = tonumber(sale[5])
 local entry_count = redis.call('HLEN', KEYS[4])
 
+-- Whether what is held here of the sale is all that was ever written. Another server process may have lost acknowledged
+-- writes: only warming or a rebuild vouches for its contents.
+local asked, trusted = false, false
+local function vouched()
+  if not asked then
+    asked, trusted = true, stock ~= nil and not counters[6]
+    if trusted and run_id_check then
+      trusted = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') == counters[4]
+    end
+  end
+  return trusted
+end
+
 -- Why the sale as a whole takes no order at this moment; nil when it does.
 local function closed()
-  if current_id ~= sale_id then
-    return counters[5] and 'R ENDED ' .. counters[5] or 'R UNKNOWN_PRODUCT'
-  end
-  if not stock then return 'R PAUSED' end
-  if run_id_check then
-    -- Another server process may have lost acknowledged writes: only warming or a rebuild vouches for its contents.
-    local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
-    if run_id ~= counters[4] then return 'R PAUSED' end
-  end
+  if current_id ~= sale_id and not counters[5] then return 'R UNKNOWN_PRODUCT' end
+  if not vouched() then return 'R PAUSED rebuild' end
+  if current_id ~= sale_id then return 'R ENDED ' .. counters[5] end
   if sale[2] == 'closed' then return 'R ENDED ' .. (sale[6] or sale[4]) end
   if sale[2] ~= 'open' then return 'R PAUSED' end
   if now < tonumber(sale[3]) then return 'R NOT_STARTED ' .. sale[3] end
@@ -83,12 +90,15 @@ local function buyer_of(i)
 end
 
 -- The first answer again, or nil for an id that nobody has seen. Read for every order before anything else is judged.
+-- How an order ended goes before its entry: a rebuild may have put back an entry that had just been settled.
 local fresh = {} -- entries that this batch makes
 local function known(i, user, quantity)
   local entry = fresh[ids[i]] or entries[i]
-  if entry then
+  if entry and not results[i] then
     local its_user, its_quantity, at, its_number = string.match(entry, '^(%d+):(%d+):(%d+):(%d+):')
     if its_user ~= user or its_quantity ~= quantity then return 'R KEY_REUSED' end
+    -- A buyer may have been told already how it ended, by results that were lost.
+    if not fixed and not past_front and not vouched() then return 'R PAUSED rebuild' end
     if not fresh[ids[i]] and redis.call('ZSCORE', KEYS[7], ids[i]) then return 'L' end
     return 'P ' .. at .. ' ' .. its_number
   end

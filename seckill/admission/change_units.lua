@@ -1,11 +1,12 @@
 -- Raises or lowers the units of a sale. Safe to repeat: a change id that is known answers what it moved before.
 --
 -- KEYS 1 stock  2 changes   ARGV 1 'add' | 'take' | 'undo' (of a take)  2 change id  3 units
--- Reply: units moved. A sale that is not held here moves none, and the change counts as made: the warming that follows
--- copies a row that includes it.
+-- Reply: units moved. A sale that is not held here, or is being rebuilt, moves none, and the change counts as made: the
+-- warming or rebuild that follows copies a row that includes it.
 local operation, units = ARGV[1], tonumber(ARGV[3])
 local change = (operation == 'undo' and 'take' or operation) .. ':' .. ARGV[2]
-local stock = tonumber(redis.call('HGET', KEYS[1], 'stock'))
+local held = redis.call('HMGET', KEYS[1], 'stock', 'rebuild')
+local stock = not held[2] and tonumber(held[1]) or nil
 local before = tonumber(redis.call('HGET', KEYS[2], change))
 
 local delta, recorded

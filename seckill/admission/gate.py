@@ -19,6 +19,7 @@ import uuid_utils
 
 from seckill.admission.keys import current_sale_key, sale_keys
 from seckill.admission.link import Argument, Command, RedisLink, load_script
+from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.errors import AdmissionUnavailable
 from seckill.domain.order import Order, OrderId, derived_order_id
 from seckill.domain.outcomes import Admission, Admitted, AlreadyDecided, OrderResult, OrderStatus, Refused
@@ -197,7 +198,9 @@ class AdmissionGate:
         open_candidates = candidates
         for _ in range(ROUNDS_MAX):
             batches = list(self._batches(open_candidates))
+            reach(CrashPoint.ADMITTING)
             replies = await self._link.run([self._command(batch) for batch in batches])
+            reach(CrashPoint.ADMITTED)
             open_candidates = []
             for batch, reply in zip(batches, replies, strict=True):
                 open_candidates += self._read(batch, reply)
@@ -323,5 +326,7 @@ def _refused(code: Refusal, fact: str) -> Refused:
             return Refused(code, order_id=OrderId(fact) if fact else None)
         case Refusal.NOT_STARTED | Refusal.ENDED:
             return Refused(code, at_ms=int(fact))
+        case Refusal.PAUSED:
+            return Refused(code, rebuilding=fact == "rebuild")
         case _:
             return Refused(code)

@@ -7,15 +7,18 @@ belongs to one sale carries the sale's id: settling an order of an old sale neve
 |----------------------------------|--------|------------------------------------------------------------------------|
 | seckill:products                 | set    | ids of the products that have a sale here                              |
 | seckill:change:CHANGE_ID         | string | when this change of a sale was asked for first (ms); expires            |
+| seckill:doubted                  | set    | "P:S" of sales whose orders tell more than is held of them here        |
+| seckill:complete                 | string | run id of the server on which every sale was last seen to be held      |
 | seckill:{P}:sale                 | hash   | the current sale: id, state, window, per-user limit, price, name       |
 | seckill:{P}:sales                | zset   | ids of all sales held here; score: when their last result expires (ms) |
-| seckill:{P}:S:stock              | hash   | stock, admitted, initial (units), number, run_id, ends_at_ms           |
+| seckill:{P}:S:stock              | hash   | stock, admitted, initial (units), number, run_id, ends_at_ms; `rebuild` |
+|                                  |        | while nobody vouches for it: "needed", or the token of a rebuild       |
 | seckill:{P}:S:buyers             | hash   | user id → "units order_id order_id …"                                  |
 | seckill:{P}:S:ledger             | hash   | order id → "user:quantity:admitted_at:number:published_at"             |
 | seckill:{P}:S:due                | zset   | pending entries by the time at which someone should look at them (ms)  |
 | seckill:{P}:S:ages               | zset   | pending entries by the time of their admission (ms)                    |
 | seckill:{P}:S:parked             | zset   | dead-lettered entries by the time of their parking (ms)                |
-| seckill:{P}:S:changes            | hash   | change id → units that the change moved                                |
+| seckill:{P}:S:changes            | hash   | "add:CHANGE_ID", "take:CHANGE_ID" → units that the change moved        |
 | seckill:{P}:S:result:ORDER_ID    | string | "status:user:quantity:reason"; expires                                 |
 """
 
@@ -25,6 +28,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 PRODUCTS = "seckill:products"
+DOUBTED = "seckill:doubted"
+COMPLETE = "seckill:complete"
 
 
 def change_key(change_id: str) -> str:

@@ -6,15 +6,17 @@ Every method is one script call (or one pipeline of reads) per sale and may be r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import structlog
 
-from seckill.admission.keys import PRODUCTS, SaleKeys, sale_keys, sales_key
+from seckill.admission.keys import DOUBTED, PRODUCTS, SaleKeys, sale_keys, sales_key
 from seckill.admission.link import Argument, Command, RedisLink, load_script
 from seckill.admission.waiting import ResultWatch
-from seckill.domain.order import Order, OrderId, parse_order_id
+from seckill.crashpoints import CrashPoint, reach
+from seckill.domain.errors import AdmissionUnavailable
+from seckill.domain.order import Order, OrderId, Sale, parse_order_id
 from seckill.domain.outcomes import Confirmed, OrderResult, OrderStatus, Rejected
 from seckill.domain.reasons import Rejection
 from seckill.settings import LedgerSettings
@@ -61,14 +63,37 @@ class Ledger:
         await self._watch.close()
 
     async def settle(self, ended: Sequence[tuple[Order, Confirmed | Rejected]]) -> None:
-        """Writes results, takes the entries off, gives back what a rejection gives back. A result never changes."""
-        batches = _by_sale(((order, end) for order, end in ended), lambda pair: pair[0])
+        """Writes results, takes the entries off, gives back what a rejection gives back. A result never changes.
+
+        An order that names no sale is settled in the one that holds its entry, if any does.
+        """
+        held_by = await self._sales_with_entries([order for order, _ in ended if order.sale_id == 0])
+        in_sales = ((replace(order, sale_id=held_by.get(order.order_id, order.sale_id)), end) for order, end in ended)
+        batches = _by_sale(in_sales, lambda pair: pair[0])
         commands = [self._settle_command(*batch) for batch in batches]
+        reach(CrashPoint.SETTLING)
         replies = await self._link.run(commands) if commands else []
+        reach(CrashPoint.SETTLED)
         for (_, _, pairs), standing in zip(batches, replies, strict=True):
             for (order, end), result in zip(pairs, standing, strict=True):
                 if result != _result_text(order, end):
                     log.error("result_conflict", order_id=order.order_id, stands=result, came=_result_text(order, end))
+
+    async def _sales_with_entries(self, orders: Sequence[Order]) -> dict[OrderId, int]:
+        """The sale whose ledger has the order, of those that one has."""
+        sales = await self._sales_of(sorted({order.product_id for order in orders}))
+        places = [
+            (sale_id, sale_keys(product_id, sale_id).ledger, [order.order_id for order in part])
+            for product_id, _, part in _by_sale(orders, lambda order: order)
+            for sale_id in sales[product_id]
+        ]
+        replies = await self._link.run([("HMGET", key, *ids) for _, key, ids in places]) if places else []
+        return {
+            order_id: sale_id
+            for (sale_id, _, ids), entries in zip(places, replies, strict=True)
+            for order_id, entry in zip(ids, entries, strict=True)
+            if entry is not None
+        }
 
     def _settle_command(
         self, product_id: int, sale_id: int, pairs: Sequence[tuple[Order, Confirmed | Rejected]]
@@ -105,10 +130,35 @@ class Ledger:
                 found[order_id] = result
         return found
 
-    async def ended(self, orders: Sequence[Order]) -> set[OrderId]:
+    async def look(self, order_id: OrderId) -> tuple[OrderResult | None, bool]:
+        """What Redis knows of the order, and whether its word is good: it may be older than what was told before.
+
+        An end is always good. False, too, where it knows nothing.
+        """
+        product_id = parse_order_id(order_id)[0]
+        places = [sale_keys(product_id, sale_id) for sale_id in (await self._sales_of([product_id]))[product_id]]
+        # Vouched is asked for first: a rebuild in between makes good what was not, and never the other way round.
+        script = load_script("vouched")
+        asked = [script.call([keys.stock], [int(self._link.run_id_check)]) for keys in places]
+        commands: list[Command] = [*asked, *_fact_commands([(keys, [order_id]) for keys in places])]
+        replies = await self._link.run(commands) if commands else []
+        facts = [
+            _Facts(*(part[0] for part in answers)) for answers in zip(*[iter(replies[len(places) :])] * 3, strict=True)
+        ]
+        found = [(_result(order_id, each), bool(good)) for each, good in zip(facts, replies, strict=False)]
+        known = [(result, good or result.status in ENDED) for result, good in found if result is not None]
+        return min(known, key=lambda pair: pair[0].status not in ENDED, default=(None, False))
+
+    async def require_whole(self, sale: Sale) -> None:
+        """Raises AdmissionUnavailable, too, while what Redis holds of the sale may not be all that was ever written."""
+        key = sale_keys(sale.product_id, sale.sale_id).stock
+        if not await self._link.one(load_script("vouched").call([key], [int(self._link.run_id_check)])):
+            raise AdmissionUnavailable(self._link.address, f"sale {sale.sale_id} is lost there, and will be rebuilt")
+
+    async def seen(self, orders: Sequence[Order]) -> Seen:
         """Which of these very orders (buyer and quantity count) have ended and are off the ledger of their sale.
 
-        Sale 0: in any sale. A result that another sale holds does not end an entry that this one holds.
+        Sale 0: of all sales. A result that one sale holds does not end an entry that another one holds.
         """
         by_id = {order.order_id: order for order in orders}
         unknown = sorted({order.product_id for order in orders if order.sale_id == 0})
@@ -118,22 +168,43 @@ class Ledger:
             for product_id, sale_id, part in _by_sale(orders, lambda order: order)
             for place in ([sale_id] if sale_id else sales[product_id])
         ]
-        return {
-            order_id
-            for order_id, facts in await self._facts(places)
-            if facts.entry is None and facts.result is not None and _is_result_of(facts.result, by_id[order_id])
-        }
+        found = await self._facts(places)
+        held = {order_id for order_id, facts in found if facts.entry is not None}
+        known = held | {order_id for order_id, facts in found if facts.result is not None}
+        return Seen(
+            ended=frozenset(
+                order_id
+                for order_id, facts in found
+                if order_id not in held and facts.result is not None and _is_result_of(facts.result, by_id[order_id])
+            ),
+            unknown=frozenset(by_id.keys() - known),
+            reused=frozenset(
+                order_id
+                for order_id, facts in found
+                if facts.entry is not None and not _is_entry_of(facts.entry, by_id[order_id])
+            ),
+        )
+
+    async def doubt(self, orders: Sequence[Order]) -> int:
+        """Closes admission of the sales that do not know the admission numbers of these orders, and names them for
+        reconcile to rebuild: Redis has gone back there. Returns how many. The orders name their sales.
+        """
+        highest: dict[tuple[int, int], int] = {}
+        for order in orders:
+            sale = (order.product_id, order.sale_id)
+            highest[sale] = max(highest.get(sale, 0), order.admission_number or 0)
+        script = load_script("doubt")
+        replies = await self._link.run([script.call([sale_keys(*sale).stock], [highest[sale]]) for sale in highest])
+        doubted = [
+            f"{product_id}:{sale_id}" for (product_id, sale_id), reply in zip(highest, replies, strict=True) if reply
+        ]
+        if doubted:
+            await self._link.one(("SADD", DOUBTED, *doubted))
+        return len(doubted)
 
     async def _facts(self, places: Sequence[tuple[SaleKeys, Sequence[OrderId]]]) -> list[tuple[OrderId, _Facts]]:
         """What each place holds of its orders, in the order given."""
-        # The ledger is read before the results: an order that is settled in between is then seen twice, never missed.
-        commands: list[Command] = []
-        for keys, ids in places:
-            commands += [
-                ("HMGET", keys.ledger, *ids),
-                ("ZMSCORE", keys.parked, *ids),
-                ("MGET", *(keys.result(order_id) for order_id in ids)),
-            ]
+        commands = _fact_commands(places)
         replies = await self._link.run(commands) if commands else []
         return [
             (order_id, _Facts(*facts))
@@ -148,6 +219,10 @@ class Ledger:
         """
         return await self._watch.wait(order_id, timeout_ms=timeout_ms)
 
+    def stop_waiting(self) -> None:
+        """Whoever waits for a result, now or later, is answered with what is known."""
+        self._watch.stop()
+
     async def postpone(self, orders: Sequence[Order], *, delay_ms: int) -> None:
         """Moves `due` to `delay_ms` from now; pending entries only."""
         script = load_script("postpone")
@@ -156,7 +231,9 @@ class Ledger:
             for product_id, sale_id, part in _by_sale(orders, lambda order: order)
         ]
         if commands:
+            reach(CrashPoint.POSTPONING)
             await self._link.run(commands)
+            reach(CrashPoint.POSTPONED)
 
     async def park(self, orders: Sequence[Order]) -> None:
         """Sets the entries aside (their records are dead letters); existing entries only."""
@@ -166,7 +243,9 @@ class Ledger:
             names = [keys.ledger, keys.due, keys.ages, keys.parked]
             commands.append(script.call(names, [order.order_id for order in part]))
         if commands:
+            reach(CrashPoint.PARKING)
             await self._link.run(commands)
+            reach(CrashPoint.PARKED)
 
     async def due(self, product_id: int, *, limit: int) -> list[LedgerEntry]:
         """Up to `limit` pending entries that someone should look at, oldest first. Changes nothing."""
@@ -179,7 +258,7 @@ class Ledger:
                 break
             reply = await self._link.one(script.call([keys.ledger, keys.due], [wanted]))
             for order_id, text, due_ms in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
-                order, published_at_ms = _entry_order(product_id, sale_id, order_id, text)
+                order, published_at_ms = entry_order(product_id, sale_id, order_id, text)
                 found.append(LedgerEntry(order, published_at_ms, int(float(due_ms)), "pending"))
         return found
 
@@ -192,8 +271,10 @@ class Ledger:
         script, taken = load_script("claim"), []
         for product_id, sale_id, part in _by_sale(entries, lambda entry: entry.order):
             keys = sale_keys(product_id, sale_id)
-            seen = [field for entry in part for field in (entry.order.order_id, _entry_text(entry))]
+            seen = [field for entry in part for field in (entry.order.order_id, entry_text(entry))]
+            reach(CrashPoint.CLAIMING)
             reply = set(await self._link.one(script.call([keys.ledger, keys.due], [republish_after_ms, *seen])))
+            reach(CrashPoint.CLAIMED)
             taken += [entry.order for entry in part if entry.order.order_id in reply]
         return taken
 
@@ -211,7 +292,7 @@ class Ledger:
             )
             due_of, parked_of = _scores(due), _scores(parked)
             for order_id, text in texts.items():
-                order, published_at_ms = _entry_order(product_id, sale_id, order_id, text)
+                order, published_at_ms = entry_order(product_id, sale_id, order_id, text)
                 if order_id in parked_of:
                     found.append(LedgerEntry(order, published_at_ms, parked_of[order_id], "parked"))
                 elif order_id in due_of:  # in neither: settled between the two reads
@@ -253,12 +334,33 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """`unknown`: neither entry nor result is there. `reused`: the entry is another order's, with the same id."""
+
+    ended: frozenset[OrderId]
+    unknown: frozenset[OrderId]
+    reused: frozenset[OrderId]
+
+
+@dataclass(frozen=True, slots=True)
 class _Facts:
     """What one sale holds of an order."""
 
     entry: str | None
     parked_at: float | None
     result: str | None
+
+
+def _fact_commands(places: Sequence[tuple[SaleKeys, Sequence[OrderId]]]) -> list[Command]:
+    """Three for each place. The ledger is read before the results: what is settled in between is seen twice."""
+    commands: list[Command] = []
+    for keys, ids in places:
+        commands += [
+            ("HMGET", keys.ledger, *ids),
+            ("ZMSCORE", keys.parked, *ids),
+            ("MGET", *(keys.result(order_id) for order_id in ids)),
+        ]
+    return commands
 
 
 def _result(order_id: OrderId, facts: _Facts) -> OrderResult | None:
@@ -268,6 +370,11 @@ def _result(order_id: OrderId, facts: _Facts) -> OrderResult | None:
     if facts.entry is None:
         return None
     return OrderResult(order_id, OrderStatus.PROCESSING if facts.parked_at is None else OrderStatus.DELAYED)
+
+
+def _is_entry_of(entry: str, order: Order) -> bool:
+    user_id, quantity, _ = entry.split(":", 2)
+    return (int(user_id), int(quantity)) == (order.user_id, order.quantity)
 
 
 def _is_result_of(result: str, order: Order) -> bool:
@@ -298,14 +405,14 @@ def _result_text(order: Order, end: Confirmed | Rejected) -> str:
     return f"{status}:{order.user_id}:{order.quantity}:{reason}"
 
 
-def _entry_order(product_id: int, sale_id: int, order_id: str, text: str) -> tuple[Order, int]:
+def entry_order(product_id: int, sale_id: int, order_id: str, text: str) -> tuple[Order, int]:
     """The order of an entry as `admit.lua` writes it, and when it was published last."""
     user_id, quantity, admitted_at_ms, number, published_at_ms = (int(field) for field in text.split(":"))
     order = Order(OrderId(order_id), sale_id, user_id, product_id, quantity, admitted_at_ms, number)
     return order, published_at_ms
 
 
-def _entry_text(entry: LedgerEntry) -> str:
+def entry_text(entry: LedgerEntry) -> str:
     """An entry as `admit.lua` writes it."""
     order = entry.order
     fields = (order.user_id, order.quantity, order.admitted_at_ms, order.admission_number, entry.published_at_ms)

@@ -153,7 +153,10 @@ def _identity(settings: RedisSettings) -> dict[str, Any]:
     return arguments
 
 
-SCRIPT_NAMES = ("admit", "settle", "postpone", "park", "due", "claim", "warm", "set_state", "change_units")
+SCRIPT_NAMES = (
+    "admit", "settle", "postpone", "park", "due", "claim", "warm", "set_state", "change_units",
+    "close_for_rebuild", "hold_rebuild", "install_rebuild", "doubt", "vouched",
+)  # fmt: skip
 
 
 @cache

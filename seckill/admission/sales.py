@@ -18,12 +18,12 @@ CHANGE_KEPT_MS = 86_400_000
 
 
 class RebuildNeeded(SeckillError):
-    """Redis does not hold the sale although units of it are out: its stock can only follow from all the stores."""
+    """Redis lost the sale, or a rebuild of it is under way: its stock can only follow from all the stores."""
 
     def __init__(self, sale: Sale) -> None:
         super().__init__(
-            f"sale {sale.sale_id} of product {sale.product_id} is not in Redis, and {sale.frozen} frozen and "
-            f"{sale.sold} sold units say that orders were admitted: admission stays closed until it is rebuilt"
+            f"sale {sale.sale_id} of product {sale.product_id} is not in Redis any more ({sale.frozen} units frozen, "
+            f"{sale.sold} sold), or is being rebuilt: admission stays closed until then"
         )
         self.sale_id = sale.sale_id
         self.product_id = sale.product_id
@@ -34,7 +34,8 @@ class SaleView:
     """The current sale of a product as admission sees it.
 
     `admitted` are the units that were taken from the stock and not given back: always `stock + admitted == initial`.
-    `vouched`: this server process is the one that the sale was warmed on; otherwise admission answers PAUSED.
+    `vouched`: this server process is the one that the sale was warmed on, and nobody rebuilds it or asks for that;
+    otherwise admission answers PAUSED.
     """
 
     sale_id: int
@@ -58,18 +59,21 @@ class SaleBook:
         self._link = link
         self._result_ttl_ms = settings.result_ttl_s * 1_000
 
-    async def warm(self, sale: Sale) -> None:
+    async def warm(self, sale: Sale, *, first: bool = True) -> None:
         """Copies the row. First time: units included; again: window, limit, price, name and state only.
 
-        A sale that has ended or is closed never takes the place of another. Raises RebuildNeeded when Redis does not
-        hold the sale and units of it are out (the product is then left without a sale, or with its old one), and
-        InvalidTransition when another sale of the product is still on, or the units are above 2^53 - 1.
+        `first` says that Redis cannot have held the sale before: if it has, orders may be on their way of which the row
+        does not know. A sale that has ended or is closed never takes the place of another.
+
+        Raises RebuildNeeded when Redis lost the sale, or it is being rebuilt: window, limit, price, name and state are
+        then copied if it is the product's current sale there, and nothing else is. Raises InvalidTransition when
+        another sale of the product is still on, or the units are above 2^53 - 1.
         """
         if max(sale.stock, sale.initial) > UNITS_MAX:
             raise InvalidTransition(sale.sale_id, f"admission counts up to {UNITS_MAX} units, not {sale.initial}")
         # The product is listed first: a listed product without a sale is harmless, an unlisted ledger is forgotten.
         await self._link.one(("SADD", PRODUCTS, sale.product_id))
-        reply = str(await self._link.one(self._warm_command(sale)))
+        reply = str(await self._link.one(self._warm_command(sale, first)))
         match reply.partition(" "):
             case ("rebuild", _, _):
                 raise RebuildNeeded(sale)
@@ -80,13 +84,13 @@ class SaleBook:
             case ("warmed", _, _):
                 await self._forget_old_sales(sale.product_id, keep=sale.sale_id)
 
-    def _warm_command(self, sale: Sale) -> Command:
+    def _warm_command(self, sale: Sale, first: bool) -> Command:
         names = [
             current_sale_key(sale.product_id),
             sale_keys(sale.product_id, sale.sale_id).stock,
             sales_key(sale.product_id),
         ]
-        untouched = sale.frozen == 0 and sale.sold == 0
+        untouched = first and sale.frozen == 0 and sale.sold == 0
         return load_script("warm").call(
             names,
             [
@@ -132,7 +136,7 @@ class SaleBook:
             admitted=int(units["admitted"]),
             initial=int(units["initial"]),
             number=int(units["number"]),
-            vouched=not info or info[0]["run_id"] == units["run_id"],
+            vouched="rebuild" not in units and (not info or info[0]["run_id"] == units["run_id"]),
         )
 
     async def units_of_buyers(self, product_id: int, sale_id: int) -> dict[int, int]:

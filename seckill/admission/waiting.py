@@ -29,10 +29,11 @@ class ResultWatch:
         self._look_up = look_up
         self._waiters: dict[asyncio.Future[OrderResult], OrderId] = {}
         self._polling: asyncio.Task[None] | None = None
+        self._stopped = False
 
     async def wait(self, order_id: OrderId, *, timeout_ms: int) -> OrderResult | None:
         """The first result that is not PROCESSING, or what is known when the time is up (None: nothing)."""
-        if len(self._waiters) < WAITERS_MAX:
+        if len(self._waiters) < WAITERS_MAX and not self._stopped:
             future: asyncio.Future[OrderResult] = asyncio.get_running_loop().create_future()
             self._waiters[future] = order_id
             if self._polling is None:
@@ -45,6 +46,13 @@ class ResultWatch:
             finally:
                 self._waiters.pop(future, None)
         return (await self._look_up([order_id])).get(order_id)
+
+    def stop(self) -> None:
+        """From now on nobody waits: whoever does is answered with what is known."""
+        self._stopped = True
+        for future in self._waiters:
+            if not future.done():
+                future.set_exception(TimeoutError())
 
     async def close(self) -> None:
         """Ends the polling; who still waits gets what is known when the time is up."""

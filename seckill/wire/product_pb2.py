@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aseckill/wire/product.proto\x12\x07product\"S\n\x04Item\x12\x10\n\x08order_id\x18\x01 \x01(\x0c\x12\x0f\n\x07user_id\x18\x02 \x01(\x03\x12\x10\n\x08quantity\x18\x03 \x01(\x03\x12\x16\n\x0e\x61\x64mitted_at_ms\x18\x04 \x01(\x03\"k\n\x19UpdateProductStockRequest\x12\x12\n\nproduct_id\x18\x01 \x01(\x03\x12\x0b\n\x03num\x18\x02 \x01(\x03\x12\x1c\n\x05items\x18\x03 \x03(\x0b\x32\r.product.Item\x12\x0f\n\x07sale_id\x18\x04 \x01(\x03\"\xc5\x01\n\x0bReservation\x12\x10\n\x08order_id\x18\x01 \x01(\x0c\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.product.ReservationState\x12\x0b\n\x03gid\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07sale_id\x18\x05 \x01(\x03\x12\x0f\n\x07user_id\x18\x06 \x01(\x03\x12\x10\n\x08quantity\x18\x07 \x01(\x03\x12\x15\n\rupdated_at_ms\x18\x08 \x01(\x03\x12\x12\n\nproduct_id\x18\t \x01(\x03\"D\n\x1aUpdateProductStockResponse\x12&\n\x08outcomes\x18\x01 \x03(\x0b\x32\x14.product.Reservation\"+\n\x10\x44\x65\x63rStockRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0b\n\x03num\x18\x02 \x01(\x03\"\x13\n\x11\x44\x65\x63rStockResponse\"\'\n\x18ReservationsOfGidRequest\x12\x0b\n\x03gid\x18\x01 \x01(\t\"(\n\x13ReservationsRequest\x12\x11\n\torder_ids\x18\x01 \x03(\x0c\"?\n\x11ReservationsReply\x12*\n\x0creservations\x18\x01 \x03(\x0b\x32\x14.product.Reservation\"P\n\x11StaleHoldsRequest\x12\x15\n\rolder_than_ms\x18\x01 \x01(\x03\x12\x15\n\rnewer_than_ms\x18\x02 \x01(\x03\x12\r\n\x05limit\x18\x03 \x01(\x03\"\x7f\n\tStaleHold\x12\x0b\n\x03gid\x18\x01 \x01(\t\x12\x11\n\tbranch_id\x18\x02 \x01(\t\x12\x0f\n\x07sale_id\x18\x03 \x01(\x03\x12\x12\n\nproduct_id\x18\x04 \x01(\x03\x12\x0e\n\x06orders\x18\x05 \x01(\x03\x12\r\n\x05units\x18\x06 \x01(\x03\x12\x0e\n\x06\x61ge_ms\x18\x07 \x01(\x03\"4\n\x0fStaleHoldsReply\x12!\n\x05holds\x18\x01 \x03(\x0b\x32\x12.product.StaleHold\"n\n\x19RejectReservationsRequest\x12\x12\n\nproduct_id\x18\x01 \x01(\x03\x12\x0f\n\x07sale_id\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x1c\n\x05items\x18\x04 \x03(\x0b\x32\r.product.Item\"(\n\x12ProductItemRequest\x12\x12\n\nproduct_id\x18\x01 \x01(\x03\"\xbf\x01\n\x0bProductItem\x12\x12\n\nproduct_id\x18\x01 \x01(\x03\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x11\n\timage_url\x18\x04 \x01(\t\x12\x13\n\x0b\x63reate_time\x18\x05 \x01(\x03\x12\r\n\x05stock\x18\x06 \x01(\x03\x12\x0e\n\x06\x63\x61teid\x18\x07 \x01(\x03\x12\r\n\x05price\x18\x08 \x01(\x01\x12\x0e\n\x06status\x18\t \x01(\x03\x12\x13\n\x0bupdate_time\x18\n \x01(\x03\"\xf4\x01\n\x04Sale\x12\x0f\n\x07sale_id\x18\x01 \x01(\x03\x12\x12\n\nproduct_id\x18\x02 \x01(\x03\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0cstarts_at_ms\x18\x04 \x01(\x03\x12\x12\n\nends_at_ms\x18\x05 \x01(\x03\x12\x16\n\x0eper_user_limit\x18\x06 \x01(\x03\x12\x13\n\x0bprice_cents\x18\x07 \x01(\x03\x12\r\n\x05state\x18\x08 \x01(\t\x12\x0f\n\x07initial\x18\t \x01(\x03\x12\r\n\x05stock\x18\n \x01(\x03\x12\x0e\n\x06\x66rozen\x18\x0b \x01(\x03\x12\x0c\n\x04sold\x18\x0c \x01(\x03\x12\x15\n\rcreated_at_ms\x18\r \x01(\x03\"\xae\x01\n\x11\x43reateSaleRequest\x12\x11\n\tchange_id\x18\x01 \x01(\t\x12\x12\n\nproduct_id\x18\x02 \x01(\x03\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0cstarts_at_ms\x18\x04 \x01(\x03\x12\x12\n\nends_at_ms\x18\x05 \x01(\x03\x12\x16\n\x0eper_user_limit\x18\x06 \x01(\x03\x12\x13\n\x0bprice_cents\x18\x07 \x01(\x03\x12\r\n\x05stock\x18\x08 \x01(\x03\"!\n\x0eGetSaleRequest\x12\x0f\n\x07sale_id\x18\x01 \x01(\x03\"5\n\x10ListSalesRequest\x12\x12\n\nproduct_id\x18\x01 \x01(\x03\x12\r\n\x05state\x18\x02 \x01(\t\"1\n\x11ListSalesResponse\x12\x1c\n\x05sales\x18\x01 \x03(\x0b\x32\r.product.Sale\"\x96\x02\n\x11UpdateSaleRequest\x12\x11\n\tchange_id\x18\x01 \x01(\t\x12\x0f\n\x07sale_id\x18\x02 \x01(\x03\x12\x11\n\x04name\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0cstarts_at_ms\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x17\n\nends_at_ms\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x1b\n\x0eper_user_limit\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\x18\n\x0bprice_cents\x18\x07 \x01(\x03H\x04\x88\x01\x01\x12\x13\n\x0bstock_delta\x18\x08 \x01(\x03\x42\x07\n\x05_nameB\x0f\n\r_starts_at_msB\r\n\x0b_ends_at_msB\x11\n\x0f_per_user_limitB\x0e\n\x0c_price_cents\"5\n\x13SetSaleStateRequest\x12\x0f\n\x07sale_id\x18\x01 \x01(\x03\x12\r\n\x05state\x18\x02 \x01(\t*g\n\x10ReservationState\x12!\n\x1dRESERVATION_STATE_UNSPECIFIED\x10\x00\x12\n\n\x06\x46ROZEN\x10\x01\x12\x08\n\x04SOLD\x10\x02\x12\x0c\n\x08RELEASED\x10\x03\x12\x0c\n\x08REJECTED\x10\x04\x32\xab\x06\n\x07Product\x12<\n\x07Product\x12\x1b.product.ProductItemRequest\x1a\x14.product.ProductItem\x12\\\n\x11\x43heckProductStock\x12\".product.UpdateProductStockRequest\x1a#.product.UpdateProductStockResponse\x12]\n\x12UpdateProductStock\x12\".product.UpdateProductStockRequest\x1a#.product.UpdateProductStockResponse\x12_\n\x14RollbackProductStock\x12\".product.UpdateProductStockRequest\x1a#.product.UpdateProductStockResponse\x12\x42\n\tDecrStock\x12\x19.product.DecrStockRequest\x1a\x1a.product.DecrStockResponse\x12H\n\x0f\x44\x65\x63rStockRevert\x12\x19.product.DecrStockRequest\x1a\x1a.product.DecrStockResponse\x12R\n\x11ReservationsOfGid\x12!.product.ReservationsOfGidRequest\x1a\x1a.product.ReservationsReply\x12H\n\x0cReservations\x12\x1c.product.ReservationsRequest\x1a\x1a.product.ReservationsReply\x12\x42\n\nStaleHolds\x12\x1a.product.StaleHoldsRequest\x1a\x18.product.StaleHoldsReply\x12T\n\x12RejectReservations\x12\".product.RejectReservationsRequest\x1a\x1a.product.ReservationsReply2\xad\x02\n\x05Sales\x12\x37\n\nCreateSale\x12\x1a.product.CreateSaleRequest\x1a\r.product.Sale\x12\x31\n\x07GetSale\x12\x17.product.GetSaleRequest\x1a\r.product.Sale\x12\x42\n\tListSales\x12\x19.product.ListSalesRequest\x1a\x1a.product.ListSalesResponse\x12\x37\n\nUpdateSale\x12\x1a.product.UpdateSaleRequest\x1a\r.product.Sale\x12;\n\x0cSetSaleState\x12\x1c.product.SetSaleStateRequest\x1a\r.product.Saleb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aseckill/wire/product.proto\x12\x07product\"S\n\x04Item\x12\x10\n\x08order_id\x18\x01 \x01(\x0c\x12\x0f\n\x07user_id\x18\x02 \x01(\x03\x12\x10\n\x08quantity\x18\x03 \x01(\x03\x12\x16\n\x0e\x61\x64mitted_at_ms\x18\x04 \x01(\x03\"k\n\x19UpdateProductStockRequest\x12\x12\n\nproduct_id\x18\x01 \x01(\x03\x12\x0b\n\x03num\x18\x02 \x01(\x03\x12\x1c\n\x05items\x18\x03 \x03(\x0b\x32\r.product.Item\x12\x0f\n\x07sale_id\x18\x04 \x01(\x03\"\xc5\x01\n\x0bReservation\x12\x10\n\x08order_id\x18\x01 \x01(\x0c\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.product.ReservationState\x12\x0b\n\x03gid\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07sale_id\x18\x05 \x01(\x03\x12\x0f\n\x07user_id\x18\x06 \x01(\x03\x12\x10\n\x08quantity\x18\x07 \x01(\x03\x12\x15\n\rupdated_at_ms\x18\x08 \x01(\x03\x12\x12\n\nproduct_id\x18\t \x01(\x03\"D\n\x1aUpdateProductStockResponse\x12&\n\x08outcomes\x18\x01 \x03(\x0b\x32\x14.product.Reservation\"+\n\x10\x44\x65\x63rStockRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0b\n\x03num\x18\x02 \x01(\x03\"\x13\n\x11\x44\x65\x63rStockResponse\"\'\n\x18ReservationsOfGidRequest\x12\x0b\n\x03gid\x18\x01 \x01(\t\"(\n\x13ReservationsRequest\x12\x11\n\torder_ids\x18\x01 \x03(\x0c\"?\n\x11ReservationsReply\x12*\n\x0creservations\x18\x01 \x03(\x0b\x32\x14.product.Reservation\"}\n\x19ReservationsOfSaleRequest\x12\x0f\n\x07sale_id\x18\x01 \x01(\x03\x12\x15\n\rafter_user_id\x18\x02 \x01(\x03\x12\x16\n\x0e\x61\x66ter_order_id\x18\x03 \x01(\x0c\x12\r\n\x05limit\x18\x04 \x01(\x03\x12\x11\n\topen_only\x18\x05 \x01(\x08\"P\n\x11StaleHoldsRequest\x12\x15\n\rolder_than_ms\x18\x01 \x01(\x03\x12\x15\n\rnewer_than_ms\x18\x02 \x01(\x03\x12\r\n\x05limit\x18\x03 \x01(\x03\"\x7f\n\tStaleHold\x12\x0b\n\x03gid\x18\x01 \x01(\t\x12\x11\n\tbranch_id\x18\x02 \x01(\t\x12\x0f\n\x07sale_id\x18\x03 \x01(\x03\x12\x12\n\nproduct_id\x18\x04 \x01(\x03\x12\x0e\n\x06orders\x18\x05 \x01(\x03\x12\r\n\x05units\x18\x06 \x01(\x03\x12\x0e\n\x06\x61ge_ms\x18\x07 \x01(\x03\"4\n\x0fStaleHoldsReply\x12!\n\x05holds\x18\x01 \x03(\x0b\x32\x12.product.StaleHold\"n\n\x19RejectReservationsRequest\x12\x12\n\nproduct_id\x18\x01 \x01(\x03\x12\x0f\n\x07sale_id\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x1c\n\x05items\x18\x04 \x03(\x0b\x32\r.product.Item\"(\n\x12ProductItemRequest\x12\x12\n\nproduct_id\x18\x01 \x01(\x03\"\xbf\x01\n\x0bProductItem\x12\x12\n\nproduct_id\x18\x01 \x01(\x03\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x11\n\timage_url\x18\x04 \x01(\t\x12\x13\n\x0b\x63reate_time\x18\x05 \x01(\x03\x12\r\n\x05stock\x18\x06 \x01(\x03\x12\x0e\n\x06\x63\x61teid\x18\x07 \x01(\x03\x12\r\n\x05price\x18\x08 \x01(\x01\x12\x0e\n\x06status\x18\t \x01(\x03\x12\x13\n\x0bupdate_time\x18\n \x01(\x03\"\x85\x02\n\x04Sale\x12\x0f\n\x07sale_id\x18\x01 \x01(\x03\x12\x12\n\nproduct_id\x18\x02 \x01(\x03\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0cstarts_at_ms\x18\x04 \x01(\x03\x12\x12\n\nends_at_ms\x18\x05 \x01(\x03\x12\x16\n\x0eper_user_limit\x18\x06 \x01(\x03\x12\x13\n\x0bprice_cents\x18\x07 \x01(\x03\x12\r\n\x05state\x18\x08 \x01(\t\x12\x0f\n\x07initial\x18\t \x01(\x03\x12\r\n\x05stock\x18\n \x01(\x03\x12\x0e\n\x06\x66rozen\x18\x0b \x01(\x03\x12\x0c\n\x04sold\x18\x0c \x01(\x03\x12\x15\n\rcreated_at_ms\x18\r \x01(\x03\x12\x0f\n\x07\x63reated\x18\x0e \x01(\x08\"\xae\x01\n\x11\x43reateSaleRequest\x12\x11\n\tchange_id\x18\x01 \x01(\t\x12\x12\n\nproduct_id\x18\x02 \x01(\x03\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0cstarts_at_ms\x18\x04 \x01(\x03\x12\x12\n\nends_at_ms\x18\x05 \x01(\x03\x12\x16\n\x0eper_user_limit\x18\x06 \x01(\x03\x12\x13\n\x0bprice_cents\x18\x07 \x01(\x03\x12\r\n\x05stock\x18\x08 \x01(\x03\"!\n\x0eGetSaleRequest\x12\x0f\n\x07sale_id\x18\x01 \x01(\x03\"M\n\x10ListSalesRequest\x12\x12\n\nproduct_id\x18\x01 \x01(\x03\x12\r\n\x05state\x18\x02 \x01(\t\x12\x16\n\x0e\x62\x65\x66ore_sale_id\x18\x03 \x01(\x03\"1\n\x11ListSalesResponse\x12\x1c\n\x05sales\x18\x01 \x03(\x0b\x32\r.product.Sale\"\x96\x02\n\x11UpdateSaleRequest\x12\x11\n\tchange_id\x18\x01 \x01(\t\x12\x0f\n\x07sale_id\x18\x02 \x01(\x03\x12\x11\n\x04name\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x19\n\x0cstarts_at_ms\x18\x04 \x01(\x03H\x01\x88\x01\x01\x12\x17\n\nends_at_ms\x18\x05 \x01(\x03H\x02\x88\x01\x01\x12\x1b\n\x0eper_user_limit\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\x18\n\x0bprice_cents\x18\x07 \x01(\x03H\x04\x88\x01\x01\x12\x13\n\x0bstock_delta\x18\x08 \x01(\x03\x42\x07\n\x05_nameB\x0f\n\r_starts_at_msB\r\n\x0b_ends_at_msB\x11\n\x0f_per_user_limitB\x0e\n\x0c_price_cents\"5\n\x13SetSaleStateRequest\x12\x0f\n\x07sale_id\x18\x01 \x01(\x03\x12\r\n\x05state\x18\x02 \x01(\t\"%\n\x12SaleChangesRequest\x12\x0f\n\x07sale_id\x18\x01 \x01(\x03\"&\n\x10SaleChangesReply\x12\x12\n\nchange_ids\x18\x01 \x03(\t*g\n\x10ReservationState\x12!\n\x1dRESERVATION_STATE_UNSPECIFIED\x10\x00\x12\n\n\x06\x46ROZEN\x10\x01\x12\x08\n\x04SOLD\x10\x02\x12\x0c\n\x08RELEASED\x10\x03\x12\x0c\n\x08REJECTED\x10\x04\x32\x81\x07\n\x07Product\x12<\n\x07Product\x12\x1b.product.ProductItemRequest\x1a\x14.product.ProductItem\x12\\\n\x11\x43heckProductStock\x12\".product.UpdateProductStockRequest\x1a#.product.UpdateProductStockResponse\x12]\n\x12UpdateProductStock\x12\".product.UpdateProductStockRequest\x1a#.product.UpdateProductStockResponse\x12_\n\x14RollbackProductStock\x12\".product.UpdateProductStockRequest\x1a#.product.UpdateProductStockResponse\x12\x42\n\tDecrStock\x12\x19.product.DecrStockRequest\x1a\x1a.product.DecrStockResponse\x12H\n\x0f\x44\x65\x63rStockRevert\x12\x19.product.DecrStockRequest\x1a\x1a.product.DecrStockResponse\x12R\n\x11ReservationsOfGid\x12!.product.ReservationsOfGidRequest\x1a\x1a.product.ReservationsReply\x12H\n\x0cReservations\x12\x1c.product.ReservationsRequest\x1a\x1a.product.ReservationsReply\x12T\n\x12ReservationsOfSale\x12\".product.ReservationsOfSaleRequest\x1a\x1a.product.ReservationsReply\x12\x42\n\nStaleHolds\x12\x1a.product.StaleHoldsRequest\x1a\x18.product.StaleHoldsReply\x12T\n\x12RejectReservations\x12\".product.RejectReservationsRequest\x1a\x1a.product.ReservationsReply2\xf4\x02\n\x05Sales\x12\x37\n\nCreateSale\x12\x1a.product.CreateSaleRequest\x1a\r.product.Sale\x12\x31\n\x07GetSale\x12\x17.product.GetSaleRequest\x1a\r.product.Sale\x12\x42\n\tListSales\x12\x19.product.ListSalesRequest\x1a\x1a.product.ListSalesResponse\x12\x37\n\nUpdateSale\x12\x1a.product.UpdateSaleRequest\x1a\r.product.Sale\x12;\n\x0cSetSaleState\x12\x1c.product.SetSaleStateRequest\x1a\r.product.Sale\x12\x45\n\x0bSaleChanges\x12\x1b.product.SaleChangesRequest\x1a\x19.product.SaleChangesReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'seckill.wire.product_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RESERVATIONSTATE']._serialized_start=2231
-  _globals['_RESERVATIONSTATE']._serialized_end=2334
+  _globals['_RESERVATIONSTATE']._serialized_start=2478
+  _globals['_RESERVATIONSTATE']._serialized_end=2581
   _globals['_ITEM']._serialized_start=39
   _globals['_ITEM']._serialized_end=122
   _globals['_UPDATEPRODUCTSTOCKREQUEST']._serialized_start=124
@@ -51,34 +51,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESERVATIONSREQUEST']._serialized_end=650
   _globals['_RESERVATIONSREPLY']._serialized_start=652
   _globals['_RESERVATIONSREPLY']._serialized_end=715
-  _globals['_STALEHOLDSREQUEST']._serialized_start=717
-  _globals['_STALEHOLDSREQUEST']._serialized_end=797
-  _globals['_STALEHOLD']._serialized_start=799
-  _globals['_STALEHOLD']._serialized_end=926
-  _globals['_STALEHOLDSREPLY']._serialized_start=928
-  _globals['_STALEHOLDSREPLY']._serialized_end=980
-  _globals['_REJECTRESERVATIONSREQUEST']._serialized_start=982
-  _globals['_REJECTRESERVATIONSREQUEST']._serialized_end=1092
-  _globals['_PRODUCTITEMREQUEST']._serialized_start=1094
-  _globals['_PRODUCTITEMREQUEST']._serialized_end=1134
-  _globals['_PRODUCTITEM']._serialized_start=1137
-  _globals['_PRODUCTITEM']._serialized_end=1328
-  _globals['_SALE']._serialized_start=1331
-  _globals['_SALE']._serialized_end=1575
-  _globals['_CREATESALEREQUEST']._serialized_start=1578
-  _globals['_CREATESALEREQUEST']._serialized_end=1752
-  _globals['_GETSALEREQUEST']._serialized_start=1754
-  _globals['_GETSALEREQUEST']._serialized_end=1787
-  _globals['_LISTSALESREQUEST']._serialized_start=1789
-  _globals['_LISTSALESREQUEST']._serialized_end=1842
-  _globals['_LISTSALESRESPONSE']._serialized_start=1844
-  _globals['_LISTSALESRESPONSE']._serialized_end=1893
-  _globals['_UPDATESALEREQUEST']._serialized_start=1896
-  _globals['_UPDATESALEREQUEST']._serialized_end=2174
-  _globals['_SETSALESTATEREQUEST']._serialized_start=2176
-  _globals['_SETSALESTATEREQUEST']._serialized_end=2229
-  _globals['_PRODUCT']._serialized_start=2337
-  _globals['_PRODUCT']._serialized_end=3148
-  _globals['_SALES']._serialized_start=3151
-  _globals['_SALES']._serialized_end=3452
+  _globals['_RESERVATIONSOFSALEREQUEST']._serialized_start=717
+  _globals['_RESERVATIONSOFSALEREQUEST']._serialized_end=842
+  _globals['_STALEHOLDSREQUEST']._serialized_start=844
+  _globals['_STALEHOLDSREQUEST']._serialized_end=924
+  _globals['_STALEHOLD']._serialized_start=926
+  _globals['_STALEHOLD']._serialized_end=1053
+  _globals['_STALEHOLDSREPLY']._serialized_start=1055
+  _globals['_STALEHOLDSREPLY']._serialized_end=1107
+  _globals['_REJECTRESERVATIONSREQUEST']._serialized_start=1109
+  _globals['_REJECTRESERVATIONSREQUEST']._serialized_end=1219
+  _globals['_PRODUCTITEMREQUEST']._serialized_start=1221
+  _globals['_PRODUCTITEMREQUEST']._serialized_end=1261
+  _globals['_PRODUCTITEM']._serialized_start=1264
+  _globals['_PRODUCTITEM']._serialized_end=1455
+  _globals['_SALE']._serialized_start=1458
+  _globals['_SALE']._serialized_end=1719
+  _globals['_CREATESALEREQUEST']._serialized_start=1722
+  _globals['_CREATESALEREQUEST']._serialized_end=1896
+  _globals['_GETSALEREQUEST']._serialized_start=1898
+  _globals['_GETSALEREQUEST']._serialized_end=1931
+  _globals['_LISTSALESREQUEST']._serialized_start=1933
+  _globals['_LISTSALESREQUEST']._serialized_end=2010
+  _globals['_LISTSALESRESPONSE']._serialized_start=2012
+  _globals['_LISTSALESRESPONSE']._serialized_end=2061
+  _globals['_UPDATESALEREQUEST']._serialized_start=2064
+  _globals['_UPDATESALEREQUEST']._serialized_end=2342
+  _globals['_SETSALESTATEREQUEST']._serialized_start=2344
+  _globals['_SETSALESTATEREQUEST']._serialized_end=2397
+  _globals['_SALECHANGESREQUEST']._serialized_start=2399
+  _globals['_SALECHANGESREQUEST']._serialized_end=2436
+  _globals['_SALECHANGESREPLY']._serialized_start=2438
+  _globals['_SALECHANGESREPLY']._serialized_end=2476
+  _globals['_PRODUCT']._serialized_start=2584
+  _globals['_PRODUCT']._serialized_end=3481
+  _globals['_SALES']._serialized_start=3484
+  _globals['_SALES']._serialized_end=3856
 # @@protoc_insertion_point(module_scope)

@@ -271,6 +271,40 @@ class ReservationsReply(_message.Message):
 Global___ReservationsReply: _TypeAlias = ReservationsReply  # noqa: Y015
 
 @_typing.final
+class ReservationsOfSaleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALE_ID_FIELD_NUMBER: _builtins.int
+    AFTER_USER_ID_FIELD_NUMBER: _builtins.int
+    AFTER_ORDER_ID_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    OPEN_ONLY_FIELD_NUMBER: _builtins.int
+    sale_id: _builtins.int
+    after_user_id: _builtins.int
+    """of the last reservation of the page before; 0 and empty: from the beginning"""
+    after_order_id: _builtins.bytes
+    limit: _builtins.int
+    """1 to 1000"""
+    open_only: _builtins.bool
+    """only those that have not ended: frozen and released"""
+    def __init__(
+        self,
+        *,
+        sale_id: _builtins.int = ...,
+        after_user_id: _builtins.int = ...,
+        after_order_id: _builtins.bytes = ...,
+        limit: _builtins.int = ...,
+        open_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_order_id", b"after_order_id", "after_user_id", b"after_user_id", "limit", b"limit", "open_only", b"open_only", "sale_id", b"sale_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReservationsOfSaleRequest: _TypeAlias = ReservationsOfSaleRequest  # noqa: Y015
+
+@_typing.final
 class StaleHoldsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -470,6 +504,7 @@ class Sale(_message.Message):
     FROZEN_FIELD_NUMBER: _builtins.int
     SOLD_FIELD_NUMBER: _builtins.int
     CREATED_AT_MS_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
     sale_id: _builtins.int
     product_id: _builtins.int
     name: _builtins.str
@@ -485,6 +520,8 @@ class Sale(_message.Message):
     frozen: _builtins.int
     sold: _builtins.int
     created_at_ms: _builtins.int
+    created: _builtins.bool
+    """of CreateSale: this call has made the sale, and no earlier one"""
     def __init__(
         self,
         *,
@@ -501,10 +538,11 @@ class Sale(_message.Message):
         frozen: _builtins.int = ...,
         sold: _builtins.int = ...,
         created_at_ms: _builtins.int = ...,
+        created: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at_ms", b"created_at_ms", "ends_at_ms", b"ends_at_ms", "frozen", b"frozen", "initial", b"initial", "name", b"name", "per_user_limit", b"per_user_limit", "price_cents", b"price_cents", "product_id", b"product_id", "sale_id", b"sale_id", "sold", b"sold", "starts_at_ms", b"starts_at_ms", "state", b"state", "stock", b"stock"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "created_at_ms", b"created_at_ms", "ends_at_ms", b"ends_at_ms", "frozen", b"frozen", "initial", b"initial", "name", b"name", "per_user_limit", b"per_user_limit", "price_cents", b"price_cents", "product_id", b"product_id", "sale_id", b"sale_id", "sold", b"sold", "starts_at_ms", b"starts_at_ms", "state", b"state", "stock", b"stock"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -576,19 +614,23 @@ class ListSalesRequest(_message.Message):
 
     PRODUCT_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    BEFORE_SALE_ID_FIELD_NUMBER: _builtins.int
     product_id: _builtins.int
     """0: of every product"""
     state: _builtins.str
     """empty: in every state"""
+    before_sale_id: _builtins.int
+    """0: from the newest on; else only older ones than this"""
     def __init__(
         self,
         *,
         product_id: _builtins.int = ...,
         state: _builtins.str = ...,
+        before_sale_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["product_id", b"product_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_sale_id", b"before_sale_id", "product_id", b"product_id", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -600,7 +642,9 @@ class ListSalesResponse(_message.Message):
 
     SALES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def sales(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sale]: ...
+    def sales(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sale]:
+        """newest first, at most 1,000: ask again before the last one of a full page"""
+
     def __init__(
         self,
         *,
@@ -695,3 +739,42 @@ class SetSaleStateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetSaleStateRequest: _TypeAlias = SetSaleStateRequest  # noqa: Y015
+
+@_typing.final
+class SaleChangesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SALE_ID_FIELD_NUMBER: _builtins.int
+    sale_id: _builtins.int
+    def __init__(
+        self,
+        *,
+        sale_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sale_id", b"sale_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaleChangesRequest: _TypeAlias = SaleChangesRequest  # noqa: Y015
+
+@_typing.final
+class SaleChangesReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def change_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        change_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change_ids", b"change_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaleChangesReply: _TypeAlias = SaleChangesReply  # noqa: Y015

@@ -74,6 +74,11 @@ class ProductStub:
                 request_serializer=seckill_dot_wire_dot_product__pb2.ReservationsRequest.SerializeToString,
                 response_deserializer=seckill_dot_wire_dot_product__pb2.ReservationsReply.FromString,
                 _registered_method=True)
+        self.ReservationsOfSale = channel.unary_unary(
+                '/product.Product/ReservationsOfSale',
+                request_serializer=seckill_dot_wire_dot_product__pb2.ReservationsOfSaleRequest.SerializeToString,
+                response_deserializer=seckill_dot_wire_dot_product__pb2.ReservationsReply.FromString,
+                _registered_method=True)
         self.StaleHolds = channel.unary_unary(
                 '/product.Product/StaleHolds',
                 request_serializer=seckill_dot_wire_dot_product__pb2.StaleHoldsRequest.SerializeToString,
@@ -142,6 +147,13 @@ class ProductServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReservationsOfSale(self, request, context):
+        """Read-only: the reservations of a sale, in pages, by buyer and order id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StaleHolds(self, request, context):
         """Read-only: the branches that hold units of a sale and are undecided since long ago, oldest first.
         """
@@ -197,6 +209,11 @@ def add_ProductServicer_to_server(servicer, server):
             'Reservations': grpc.unary_unary_rpc_method_handler(
                     servicer.Reservations,
                     request_deserializer=seckill_dot_wire_dot_product__pb2.ReservationsRequest.FromString,
+                    response_serializer=seckill_dot_wire_dot_product__pb2.ReservationsReply.SerializeToString,
+            ),
+            'ReservationsOfSale': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReservationsOfSale,
+                    request_deserializer=seckill_dot_wire_dot_product__pb2.ReservationsOfSaleRequest.FromString,
                     response_serializer=seckill_dot_wire_dot_product__pb2.ReservationsReply.SerializeToString,
             ),
             'StaleHolds': grpc.unary_unary_rpc_method_handler(
@@ -437,6 +454,33 @@ class Product:
             _registered_method=True)
 
     @staticmethod
+    def ReservationsOfSale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/product.Product/ReservationsOfSale',
+            seckill_dot_wire_dot_product__pb2.ReservationsOfSaleRequest.SerializeToString,
+            seckill_dot_wire_dot_product__pb2.ReservationsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def StaleHolds(request,
             target,
             options=(),
@@ -526,6 +570,11 @@ class SalesStub:
                 request_serializer=seckill_dot_wire_dot_product__pb2.SetSaleStateRequest.SerializeToString,
                 response_deserializer=seckill_dot_wire_dot_product__pb2.Sale.FromString,
                 _registered_method=True)
+        self.SaleChanges = channel.unary_unary(
+                '/product.Sales/SaleChanges',
+                request_serializer=seckill_dot_wire_dot_product__pb2.SaleChangesRequest.SerializeToString,
+                response_deserializer=seckill_dot_wire_dot_product__pb2.SaleChangesReply.FromString,
+                _registered_method=True)
 
 
 class SalesServicer:
@@ -562,6 +611,13 @@ class SalesServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SaleChanges(self, request, context):
+        """Read-only: the ids of the changes that the sale's row has taken in, its creation among them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SalesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -589,6 +645,11 @@ def add_SalesServicer_to_server(servicer, server):
                     servicer.SetSaleState,
                     request_deserializer=seckill_dot_wire_dot_product__pb2.SetSaleStateRequest.FromString,
                     response_serializer=seckill_dot_wire_dot_product__pb2.Sale.SerializeToString,
+            ),
+            'SaleChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.SaleChanges,
+                    request_deserializer=seckill_dot_wire_dot_product__pb2.SaleChangesRequest.FromString,
+                    response_serializer=seckill_dot_wire_dot_product__pb2.SaleChangesReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -727,6 +788,33 @@ class Sales:
             '/product.Sales/SetSaleState',
             seckill_dot_wire_dot_product__pb2.SetSaleStateRequest.SerializeToString,
             seckill_dot_wire_dot_product__pb2.Sale.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaleChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/product.Sales/SaleChanges',
+            seckill_dot_wire_dot_product__pb2.SaleChangesRequest.SerializeToString,
+            seckill_dot_wire_dot_product__pb2.SaleChangesReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class ProductStub:
     """Read-only: the reservations that a gid holds or ended."""
     Reservations: _grpc.UnaryUnaryMultiCallable[_product_pb2.ReservationsRequest, _product_pb2.ReservationsReply]
     """Read-only: the reservations of these orders; an order without a row is absent."""
+    ReservationsOfSale: _grpc.UnaryUnaryMultiCallable[_product_pb2.ReservationsOfSaleRequest, _product_pb2.ReservationsReply]
+    """Read-only: the reservations of a sale, in pages, by buyer and order id."""
     StaleHolds: _grpc.UnaryUnaryMultiCallable[_product_pb2.StaleHoldsRequest, _product_pb2.StaleHoldsReply]
     """Read-only: the branches that hold units of a sale and are undecided since long ago, oldest first."""
     RejectReservations: _grpc.UnaryUnaryMultiCallable[_product_pb2.RejectReservationsRequest, _product_pb2.ReservationsReply]
@@ -69,6 +71,8 @@ class ProductAsyncStub(ProductStub):
     """Read-only: the reservations that a gid holds or ended."""
     Reservations: _aio.UnaryUnaryMultiCallable[_product_pb2.ReservationsRequest, _product_pb2.ReservationsReply]  # type: ignore[assignment]
     """Read-only: the reservations of these orders; an order without a row is absent."""
+    ReservationsOfSale: _aio.UnaryUnaryMultiCallable[_product_pb2.ReservationsOfSaleRequest, _product_pb2.ReservationsReply]  # type: ignore[assignment]
+    """Read-only: the reservations of a sale, in pages, by buyer and order id."""
     StaleHolds: _aio.UnaryUnaryMultiCallable[_product_pb2.StaleHoldsRequest, _product_pb2.StaleHoldsReply]  # type: ignore[assignment]
     """Read-only: the branches that hold units of a sale and are undecided since long ago, oldest first."""
     RejectReservations: _aio.UnaryUnaryMultiCallable[_product_pb2.RejectReservationsRequest, _product_pb2.ReservationsReply]  # type: ignore[assignment]
@@ -138,6 +142,14 @@ class ProductServicer(metaclass=_abc_1.ABCMeta):
         """Read-only: the reservations of these orders; an order without a row is absent."""
 
     @_abc_1.abstractmethod
+    def ReservationsOfSale(
+        self,
+        request: _product_pb2.ReservationsOfSaleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_product_pb2.ReservationsReply, _abc.Awaitable[_product_pb2.ReservationsReply]]:
+        """Read-only: the reservations of a sale, in pages, by buyer and order id."""
+
+    @_abc_1.abstractmethod
     def StaleHolds(
         self,
         request: _product_pb2.StaleHoldsRequest,
@@ -167,6 +179,8 @@ class SalesStub:
     ListSales: _grpc.UnaryUnaryMultiCallable[_product_pb2.ListSalesRequest, _product_pb2.ListSalesResponse]
     UpdateSale: _grpc.UnaryUnaryMultiCallable[_product_pb2.UpdateSaleRequest, _product_pb2.Sale]
     SetSaleState: _grpc.UnaryUnaryMultiCallable[_product_pb2.SetSaleStateRequest, _product_pb2.Sale]
+    SaleChanges: _grpc.UnaryUnaryMultiCallable[_product_pb2.SaleChangesRequest, _product_pb2.SaleChangesReply]
+    """Read-only: the ids of the changes that the sale's row has taken in, its creation among them."""
 
 @_typing.type_check_only
 class SalesAsyncStub(SalesStub):
@@ -178,6 +192,8 @@ class SalesAsyncStub(SalesStub):
     ListSales: _aio.UnaryUnaryMultiCallable[_product_pb2.ListSalesRequest, _product_pb2.ListSalesResponse]  # type: ignore[assignment]
     UpdateSale: _aio.UnaryUnaryMultiCallable[_product_pb2.UpdateSaleRequest, _product_pb2.Sale]  # type: ignore[assignment]
     SetSaleState: _aio.UnaryUnaryMultiCallable[_product_pb2.SetSaleStateRequest, _product_pb2.Sale]  # type: ignore[assignment]
+    SaleChanges: _aio.UnaryUnaryMultiCallable[_product_pb2.SaleChangesRequest, _product_pb2.SaleChangesReply]  # type: ignore[assignment]
+    """Read-only: the ids of the changes that the sale's row has taken in, its creation among them."""
 
 class SalesServicer(metaclass=_abc_1.ABCMeta):
     """Sales of a product: its durable home. A sale's counters always satisfy stock + frozen + sold = initial."""
@@ -216,5 +232,13 @@ class SalesServicer(metaclass=_abc_1.ABCMeta):
         request: _product_pb2.SetSaleStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_product_pb2.Sale, _abc.Awaitable[_product_pb2.Sale]]: ...
+
+    @_abc_1.abstractmethod
+    def SaleChanges(
+        self,
+        request: _product_pb2.SaleChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_product_pb2.SaleChangesReply, _abc.Awaitable[_product_pb2.SaleChangesReply]]:
+        """Read-only: the ids of the changes that the sale's row has taken in, its creation among them."""
 
 def add_SalesServicer_to_server(servicer: SalesServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
