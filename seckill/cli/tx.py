@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(
     no_args_is_help=True,
-    help="""Look at global transactions.
+    help="""Look at global transactions, and lend them a hand.
 
 Examples:
 
   seckill tx list --stuck
   seckill tx show 0197a2b0c3d47e5f8a9b0c1d2e3f4a5b
+  seckill tx retry 0197a2b0c3d47e5f8a9b0c1d2e3f4a5b
+  seckill tx resolve 0197a2b0c3d47e5f8a9b0c1d2e3f4a5b --dry-run
 """,
 )
 
@@ -87,6 +89,10 @@ def show(
         rows = [[each.branch_id, each.op, each.status, *_place(each.url)] for each in transaction.branches]
         print_table(["branch", "operation", "status", "method", "address"], rows)
     say("")
+    print_reservations(reservations)
+
+
+def print_reservations(reservations: Sequence[Mapping[str, Any]]) -> None:
     print_table(
         ["order's key", "state", "reason", "sale", "buyer", "quantity", "updated"],
         [[each["order_key"], each["state"], each["reason"], each["sale_id"], each["user_id"], each["quantity"],
@@ -97,7 +103,7 @@ def show(
 
 @asynccontextmanager
 async def coordinator_of(settings: Settings, *, timeout_ms: int | None = None) -> AsyncIterator[DtmClient]:
-    """A client of the coordinator, for reading."""
+    """A client of the coordinator."""
     from seckill.wiring import open_dtm
 
     async with open_dtm(settings, timeout_ms=timeout_ms) as client:
@@ -119,10 +125,10 @@ async def _list(settings: Settings, limit: int, stuck: bool, older_than_s: float
 
 async def _show(settings: Settings, gid: str) -> tuple[GlobalTransaction | None, list[dict[str, Any]]]:
     async with coordinator_of(settings) as dtm:
-        return await dtm.query(gid), await _reservations(settings, gid)
+        return await dtm.query(gid), await reservations_of(settings, gid)
 
 
-async def _reservations(settings: Settings, gid: str) -> list[dict[str, Any]]:
+async def reservations_of(settings: Settings, gid: str) -> list[dict[str, Any]]:
     """What product's rows say of the gid: the only place where an order's fate is decided."""
     import grpc
 
