@@ -81,14 +81,15 @@ async def run_backlog(settings: Settings, options: BacklogOptions, *, config: Pa
             await stack.enter_async_context(running_role(name, folder, config, overrides))
             for name in ((("coordinator",) if options.own_coordinator else ()) + SERVICES)
         ]
-        settings = with_overrides(settings, overrides)
+        room = max(settings.ledger.entries_max, options.orders)  # the backlog is admitted before anybody carries it
+        settings = with_values(with_overrides(settings, overrides), {"ledger": {"entries_max": room}})
         await make_topics(settings.kafka, options.partitions)
         admission = await stack.enter_async_context(
             open_admission(settings.redis, settings.ledger, batch_max=settings.front.admission_batch_max)
         )
         channel = await stack.enter_async_context(open_channel(settings.product.grpc, settings.tls))
         product = ProductClient(channel, address=settings.product.grpc)
-        sale = await product.create_sale(uuid.uuid4().hex, new_sale(options.orders))
+        sale = (await product.create_sale(uuid.uuid4().hex, new_sale(options.orders))).sale
         await admission.sales.warm(sale)
         began = time.perf_counter()
         await _publish(settings, admission.gate, sale)

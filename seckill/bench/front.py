@@ -31,9 +31,11 @@ local counter, thread = 0, 0
 function setup(t) t:set("thread", thread); thread = thread + 1 end
 function request()
   counter = counter + 1
-  local user = thread * 100000000 + counter
-  local body = '{"user_id":' .. user .. ',"product_id":%d,"quantity":1}'
-  return wrk.format("POST", "/v1/orders", {["Content-Type"] = "application/json"}, body)
+  local user = %(first_user)d + thread * 100000000 + counter
+  local body = '{"user_id":' .. user .. ',"product_id":%(product_id)d,"quantity":1}'
+  local headers = {["Content-Type"] = "application/json"}
+  if %(keyed_every)d > 0 and counter %% %(keyed_every)d == 0 then headers["Idempotency-Key"] = "key-" .. user end
+  return wrk.format("POST", "/v1/orders", headers, body)
 end
 function done(summary, latency, requests)
   io.write(string.format('\\nRESULT {"requests":%%d,"duration_us":%%d,"status_errors":%%d,"socket_errors":%%d,' ..
@@ -67,7 +69,9 @@ class AcceptOptions:
     sold_out: bool = False
 
 
-class _Told(msgspec.Struct):
+class Told(msgspec.Struct):
+    """What the generator says of one load."""
+
     requests: int
     duration_us: int
     status_errors: int
@@ -99,9 +103,7 @@ class AcceptResult:
 
 async def run_accept(settings: Settings, options: AcceptOptions, *, config: Path | None = None) -> AcceptResult:
     """A product and a front of its own; no worker runs. Raises NoGenerator, RoleFailed, GeneratorFailed."""
-    generator = shutil.which("wrk")
-    if generator is None:
-        raise NoGenerator
+    require_generator()
     run = uuid.uuid4().hex[:8]
     overrides = free_addresses(["product.grpc", "product.ops", "front.http", "front.grpc"]) | {
         "kafka.topic": f"bench-{run}",
@@ -118,11 +120,11 @@ async def run_accept(settings: Settings, options: AcceptOptions, *, config: Path
         channel = await stack.enter_async_context(open_channel(settings.product.grpc, settings.tls))
         product = ProductClient(channel, address=settings.product.grpc)
         units = 0 if options.sold_out else UNITS_MAX
-        sale = await product.create_sale(uuid.uuid4().hex, new_sale(units))
+        sale = (await product.create_sale(uuid.uuid4().hex, new_sale(units))).sale
         await admission.sales.warm(sale)
         script = folder / "orders.lua"
-        script.write_text(_SCRIPT % sale.product_id, encoding="ascii")
-        told = await _load(generator, settings.front.http, script, options)
+        script.write_text(order_script(sale.product_id), encoding="ascii")
+        told = await load(settings.front.http, script, seconds=options.seconds, connections=options.connections)
         view = await admission.sales.read(sale.product_id)
         accepted = units - view.stock if view is not None else 0
         return AcceptResult(
@@ -136,9 +138,23 @@ async def run_accept(settings: Settings, options: AcceptOptions, *, config: Path
         )
 
 
-async def _load(generator: str, address: str, script: Path, options: AcceptOptions) -> _Told:
+def require_generator() -> str:
+    """Where `wrk` is. Raises NoGenerator."""
+    generator = shutil.which("wrk")
+    if generator is None:
+        raise NoGenerator
+    return generator
+
+
+def order_script(product_id: int, *, first_user: int = 0, keyed_every: int = 0) -> str:
+    """Orders of one product, each of another buyer; one of `keyed_every` has an idempotency key (0: none)."""
+    return _SCRIPT % {"product_id": product_id, "first_user": first_user, "keyed_every": keyed_every}
+
+
+async def load(address: str, script: Path, *, seconds: int, connections: int) -> Told:
+    """Has the generator run the script against the front. Raises NoGenerator and GeneratorFailed."""
     process = await asyncio.create_subprocess_exec(
-        generator, "--threads", "1", "--connections", str(options.connections), "--duration", f"{options.seconds}s",
+        require_generator(), "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s",
         "--timeout", "10s", "--script", str(script), f"http://{address}",
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
@@ -150,5 +166,5 @@ async def _load(generator: str, address: str, script: Path, options: AcceptOptio
             await process.wait()
     for line in output.decode(errors="replace").splitlines():
         if line.startswith("RESULT "):
-            return msgspec.json.decode(line.removeprefix("RESULT "), type=_Told)
+            return msgspec.json.decode(line.removeprefix("RESULT "), type=Told)
     raise GeneratorFailed(f"wrk ended with {process.returncode}: {output.decode(errors='replace')[-300:]}")

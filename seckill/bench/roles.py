@@ -40,6 +40,10 @@ class RunningRole:
         """Processor time so far, user and system; 0 where the system does not tell."""
         return process_seconds(self.process.pid)
 
+    def resident_bytes(self) -> int:
+        """Memory that the process has in RAM now; 0 where the system does not tell."""
+        return resident_bytes(self.process.pid)
+
     def alive(self) -> None:
         """Raises RoleFailed when the process has ended."""
         if self.process.returncode is not None:
@@ -111,6 +115,15 @@ def process_seconds(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def resident_bytes(pid: int) -> int:
+    """From proc(5) statm, field 2."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def machine_seconds() -> float:

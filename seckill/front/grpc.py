@@ -16,9 +16,10 @@ from seckill.admission.sales import SaleBook
 from seckill.domain.errors import AdmissionUnavailable, ProductUnavailable
 from seckill.domain.order import MAX_ID, Sale
 from seckill.domain.outcomes import Refused
-from seckill.front.intake import Accepted, Ended, Intake, Pending, Reply, Unavailable
+from seckill.front.door import Down
+from seckill.front.intake import Accepted, Draining, Ended, Intake, Pending, Reply, Unavailable
 from seckill.front.metrics import OrderMetrics
-from seckill.front.orders_api import pending_problem
+from seckill.front.orders_api import DOWN, DRAINING, pending_problem
 from seckill.front.problems import Problem, invalid, of_refusal
 from seckill.front.product_client import ProductClient, ProductRefused
 from seckill.front.requests import key_problem
@@ -42,6 +43,7 @@ _STATUS: Mapping[str, grpc.StatusCode] = {
     "INVALID_REQUEST": grpc.StatusCode.INVALID_ARGUMENT,
     "KEY_REUSED": grpc.StatusCode.INVALID_ARGUMENT,
     "OVERLOADED": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "RATE_LIMITED": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "PAUSED": grpc.StatusCode.UNAVAILABLE,
     "PENDING": grpc.StatusCode.UNAVAILABLE,
     "UNAVAILABLE": grpc.StatusCode.UNAVAILABLE,
@@ -59,6 +61,7 @@ class SeckillService(seckill_pb2_grpc.SeckillServicer):
         self._book = book
         self._metrics = OrderMetrics("grpc")
         self._draining = asyncio.Event()
+        self.streams = 0  # that are open
         self._products = seckill_pb2.SeckillProductsResponse()
         self._products_until = 0.0
         self._products_lock = asyncio.Lock()
@@ -96,9 +99,11 @@ class SeckillService(seckill_pb2_grpc.SeckillServicer):
                 _read_all(context, slots, lambda request: answers.create_task(answer(request)))
             )
             draining = asyncio.create_task(self._draining.wait())
+            self.streams += 1
             try:
                 await asyncio.wait({reader, draining}, return_when=asyncio.FIRST_COMPLETED)
             finally:
+                self.streams -= 1
                 for task in (reader, draining):
                     task.cancel()
                     with suppress(asyncio.CancelledError):
@@ -194,6 +199,10 @@ def _read_reply(reply: Reply) -> seckill_pb2.SeckillOrderResponse | Problem:
         case Unavailable(detail):
             log.warning("order_unavailable", detail=detail)
             return Problem("UNAVAILABLE", "admission does not answer: try again")
+        case Draining():
+            return DRAINING
+        case Down():
+            return DOWN
 
 
 def _in_band(problem: Problem) -> seckill_pb2.SeckillOrderResponse:

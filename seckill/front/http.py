@@ -97,6 +97,13 @@ class Front:
             await self._rest(scope, receive, send)
 
 
+def too_many_connections() -> ASGIApp:
+    """What a request gets that came on one connection too many."""
+    response = _response(Problem("OVERLOADED", "more connections than this front serves"))
+    response.headers["connection"] = "close"
+    return response
+
+
 class BoundedBodies:
     """Reads a request's body whole, up to a bound, before the application sees it."""
 

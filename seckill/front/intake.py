@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +15,8 @@ from seckill.admission.gate import AdmissionGate, Wanted
 from seckill.domain.errors import AdmissionUnavailable, PublishUnknown
 from seckill.domain.order import Order, OrderId
 from seckill.domain.outcomes import Admitted, AlreadyDecided, OrderResult, Refused
-from seckill.domain.reasons import Refusal
+from seckill.draining import Drain
+from seckill.front.door import Door, Down, Load
 
 log = structlog.get_logger(__name__)
 
@@ -52,26 +55,32 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """Redis did not answer, or the front is ending."""
+    """Redis did not answer."""
 
     detail: str
 
 
-Reply = Accepted | Ended | Refused | Pending | Unavailable
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """The front is ending, and takes no more orders."""
+
+
+Reply = Accepted | Ended | Refused | Pending | Unavailable | Draining | Down
 
 
 class Intake:
     """Admission goes to its end whatever becomes of the caller, and so does a publish that has begun."""
 
-    def __init__(self, gate: AdmissionGate, publisher: Publisher, *, publish_timeout_ms: int, orders_max: int) -> None:
-        """`publish_timeout_ms`: how long a client waits for Kafka; `orders_max`: orders under way at once."""
+    def __init__(self, gate: AdmissionGate, publisher: Publisher, door: Door, *, publish_timeout_ms: int) -> None:
+        """`publish_timeout_ms`: how long a client waits for Kafka."""
         self._gate = gate
         self._publisher = publisher
+        self._door = door
         self._publish_timeout_s = publish_timeout_ms / 1_000
-        self._orders_max = orders_max
         self._under_way = 0
         self._shielded: set[asyncio.Task[Reply]] = set()
-        self._publishing: set[asyncio.Task[None]] = set()
+        self._publishing: dict[asyncio.Task[None], float] = {}  # since when, the oldest first
+        self._waiting: set[asyncio.Timeout] = set()  # the limits of those who wait for Kafka
         self._acknowledged: OrderedDict[OrderId, None] = OrderedDict()
         self._closed = False
         self._idle = asyncio.Event()  # closed, and nothing is under way
@@ -89,12 +98,13 @@ class Intake:
         Cancelled between admission and publishing, it leaves the order to the ledger, which publishes it later.
         """
         if self._closed:
-            return Unavailable("this front is ending")
-        if max(self._under_way, len(self._publishing)) >= self._orders_max:
-            return Refused(Refusal.OVERLOADED)
+            return Draining()
+        if (turned_away := self._door.turned_away(wanted.user_id, self._load())) is not None:
+            return turned_away
         self._under_way += 1
         try:
             admission = await self._gate.admit(wanted)
+            self._door.redis.succeeded()
             match admission:
                 case Refused():
                     return admission
@@ -103,26 +113,33 @@ class Intake:
                 case Admitted():
                     return await self._publish(wanted, admission)
         except AdmissionUnavailable as error:
+            self._door.redis.suspect(str(error))
             return Unavailable(str(error))
         finally:
             self._under_way -= 1
             self._note_idle()
 
-    async def drain(self, *, timeout_ms: int) -> None:
-        """Takes no more orders and waits for those under way; what is left then stays to the ledger."""
+    async def drain(self, drain: Drain) -> None:
+        """Takes no more orders and waits for those under way. When the time is up, who still waits for Kafka is told
+        that the order is pending; what was not acknowledged stays to the ledger.
+        """
         self._closed = True
         self._note_idle()
-        try:
-            async with asyncio.timeout(timeout_ms / 1_000):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(drain.work_left_s()):
                 await self._idle.wait()
-        except TimeoutError:
-            log.warning("intake_drain_incomplete", orders=self._under_way, publishing=len(self._publishing))
+        drain.leave("orders", self._under_way)
+        drain.leave("publishes", len(self._publishing))
+        for limit in self._waiting:
+            limit.reschedule(asyncio.get_running_loop().time())
 
     async def _publish(self, wanted: Wanted, admitted: Admitted) -> Reply:
         """Accepted means that Kafka has the record. So a repeat is published again, unless this front knows that it was
         acknowledged; a second record of an order does nothing. A failed publish never undoes the admission.
+
+        An id that is admitted anew (its result has expired) has a new ledger entry, which only a new record can end.
         """
-        if admitted.order_id in self._acknowledged:
+        if admitted.repeated and admitted.order_id in self._acknowledged:
             return Accepted(admitted.order_id)
         order = Order(
             order_id=admitted.order_id,
@@ -134,23 +151,35 @@ class Intake:
             admission_number=admitted.admission_number,
         )
         publishing = asyncio.create_task(self._publisher.publish(order))
-        self._publishing.add(publishing)
+        self._publishing[publishing] = time.monotonic()
         publishing.add_done_callback(self._published)
+        limit = asyncio.timeout(self._publish_timeout_s)
+        self._waiting.add(limit)
         try:
-            async with asyncio.timeout(self._publish_timeout_s):
+            async with limit:
                 await asyncio.shield(publishing)
         except (PublishUnknown, TimeoutError) as error:
-            log.warning("publish_unknown", order_id=order.order_id, error=str(error) or "no acknowledgement in time")
+            cause = str(error) or "no acknowledgement in time"
+            log.warning("publish_unknown", order_id=order.order_id, error=cause)
+            self._door.kafka.failed(cause)
             return Pending(order.order_id)
+        finally:
+            self._waiting.discard(limit)
         if wanted.request_id is not None:
             self._remember(order.order_id)
         return Accepted(order.order_id)
 
     def _published(self, publishing: asyncio.Task[None]) -> None:
-        self._publishing.discard(publishing)
-        if not publishing.cancelled():
-            publishing.exception()  # read here, because a caller whose time was up will not
+        del self._publishing[publishing]
+        # The exception is read here, because a caller whose time was up will not.
+        if not publishing.cancelled() and publishing.exception() is None:
+            self._door.kafka.succeeded()
         self._note_idle()
+
+    def _load(self) -> Load:
+        oldest_s = next(iter(self._publishing.values()), None)
+        waits_s = 0.0 if oldest_s is None else time.monotonic() - oldest_s
+        return Load(max(self._under_way, len(self._publishing)), waits_s)
 
     def _note_idle(self) -> None:
         if self._closed and not self._under_way and not self._publishing:

@@ -5,6 +5,11 @@ from __future__ import annotations
 from prometheus_client import Counter, Histogram
 
 REQUESTS = Counter("seckill_front_orders_total", "Order requests by their answer", ["api", "code"])
+TURNED_AWAY = Counter(
+    "seckill_front_turned_away_total",
+    "Orders that were refused before admission: user_rate, rate, under_way, publish_stalled, kafka_down, redis_down",
+    ["why"],
+)
 LATENCY = Histogram(
     "seckill_front_order_seconds",
     "From the request's body to its answer",

@@ -13,11 +13,12 @@ import structlog
 from fastapi import APIRouter, Query, Response
 from starlette.types import Receive, Scope, Send
 
-from seckill.admission.ledger import Ledger
+from seckill.admission.ledger import ENDED, Ledger
 from seckill.domain.errors import AdmissionUnavailable, ProductUnavailable
 from seckill.domain.order import OrderId, parse_order_id
 from seckill.domain.outcomes import OrderResult, OrderStatus, Refused
-from seckill.front.intake import Accepted, Ended, Intake, Pending, Reply, Unavailable
+from seckill.front.door import Down
+from seckill.front.intake import Accepted, Draining, Ended, Intake, Pending, Reply, Unavailable
 from seckill.front.metrics import OrderMetrics
 from seckill.front.problems import Problem, ProblemError, invalid, of_refusal, openapi_responses
 from seckill.front.product_client import ProductClient
@@ -28,7 +29,8 @@ log = structlog.get_logger(__name__)
 PATH = "/v1/orders"
 ORDER_CODES = (
     "SOLD_OUT", "ALREADY_ORDERED", "LIMIT_EXCEEDED", "NOT_STARTED", "ENDED", "PAUSED", "UNKNOWN_PRODUCT",
-    "KEY_REUSED", "OVERLOADED", "PENDING", "UNAVAILABLE", "INVALID_REQUEST", "MALFORMED_JSON", "BODY_TOO_LARGE",
+    "KEY_REUSED", "RATE_LIMITED", "OVERLOADED", "PENDING", "UNAVAILABLE", "INVALID_REQUEST", "MALFORMED_JSON",
+    "BODY_TOO_LARGE",
 )  # fmt: skip
 
 DROPPED_BYTES_MAX = 33_554_432
@@ -139,6 +141,14 @@ def to_answer(reply: Reply) -> Answer:
         case Unavailable(detail):
             log.warning("order_unavailable", detail=detail)
             return problem_answer(Problem("UNAVAILABLE", "admission does not answer: try again"))
+        case Draining():
+            return problem_answer(DRAINING)
+        case Down():
+            return problem_answer(DOWN)
+
+
+DRAINING = Problem("UNAVAILABLE", "this front is ending: try again, on a new connection")
+DOWN = Problem("UNAVAILABLE", "orders cannot be taken at the moment: nothing was tried, try again")
 
 
 def problem_answer(problem: Problem, *headers: tuple[bytes, bytes]) -> Answer:
@@ -200,20 +210,38 @@ class OrderLookUp:
     product: ProductClient
 
     async def find(self, order_id: OrderId, *, wait_ms: int) -> OrderResult | None:
-        """None: nobody knows it. Raises ProductUnavailable; AdmissionUnavailable when SQL has no end of it either."""
+        """None: nobody knows it. Raises ProductUnavailable; AdmissionUnavailable when Redis does not answer, or has
+        lost the product's sale, and SQL does not tell either.
+        """
         try:
-            result = (await self.ledger.results([order_id])).get(order_id)
+            result = await self._look(order_id)
         except AdmissionUnavailable:
             result = await self._reservation(order_id)
             if result is None or result.status is OrderStatus.PROCESSING:
                 raise
             return result
-        if result is None:
-            result = await self._reservation(order_id)
         if wait_ms and (result is None or result.status is OrderStatus.PROCESSING):
             waited = await self.ledger.wait_result(order_id, timeout_ms=wait_ms)
-            result = waited or await self._reservation(order_id)
+            result = waited if waited is not None and waited.status in ENDED else await self._look(order_id)
         return result
+
+    async def _look(self, order_id: OrderId) -> OrderResult | None:
+        """Redis may have lost an end that was told before: where nobody vouches for it, the reservation is asked."""
+        known, good = await self.ledger.look(order_id)
+        if good:
+            return known
+        told = await self._reservation(order_id)
+        if known is None and told is None:
+            await self._require_whole(parse_order_id(order_id)[0])
+        return told if known is None or (told is not None and told.status in ENDED) else known
+
+    async def _require_whole(self, product_id: int) -> None:
+        """Raises AdmissionUnavailable while Redis has lost what it held of the product: an order that nobody knows may
+        have been accepted, and be in the topic alone.
+        """
+        for sale in await self.product.all_sales(product_id=product_id):
+            if sale.state != "closed":
+                await self.ledger.require_whole(sale)
 
     async def _reservation(self, order_id: OrderId) -> OrderResult | None:
         try:

@@ -119,7 +119,8 @@ _DETAILS: Mapping[Refusal, str] = {
     Refusal.PAUSED: "the sale takes no orders at the moment",
     Refusal.UNKNOWN_PRODUCT: "the product has no sale",
     Refusal.KEY_REUSED: "the idempotency key belongs to an order with another quantity",
-    Refusal.OVERLOADED: "too many accepted orders have not ended yet",
+    Refusal.OVERLOADED: "more orders than can be taken at the moment: too many have not ended yet, or come at once",
+    Refusal.RATE_LIMITED: "this buyer asks too often",
 }
 
 

@@ -19,8 +19,10 @@ TIMEOUT_S = 5.0
 T = TypeVar("T")
 Metadata = Iterable[tuple[str, str | bytes]]
 
+UNKNOWN_SALE = "UNKNOWN_SALE"
+
 _REFUSALS = {
-    grpc.StatusCode.NOT_FOUND: "UNKNOWN_SALE",
+    grpc.StatusCode.NOT_FOUND: UNKNOWN_SALE,
     grpc.StatusCode.FAILED_PRECONDITION: "SALE_CONFLICT",
     grpc.StatusCode.ALREADY_EXISTS: "SALE_CONFLICT",
     grpc.StatusCode.INVALID_ARGUMENT: "INVALID_REQUEST",
@@ -54,6 +56,14 @@ class SaleChange:
     price_cents: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Created:
+    """`first`: this very call has made the sale's row; a repeat answers the row that is there."""
+
+    sale: Sale
+    first: bool
+
+
 class ProductClient:
     """All methods raise ProductUnavailable, and ProductRefused where the service may refuse."""
 
@@ -63,7 +73,7 @@ class ProductClient:
         self._sales: product_pb2_grpc.SalesAsyncStub = product_pb2_grpc.SalesStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
 
-    async def create_sale(self, change_id: str, new: NewSale) -> Sale:
+    async def create_sale(self, change_id: str, new: NewSale) -> Created:
         request = product_pb2.CreateSaleRequest(
             change_id=change_id,
             product_id=new.product_id,
@@ -74,16 +84,41 @@ class ProductClient:
             price_cents=new.price_cents,
             stock=new.stock,
         )
-        return _sale(await self._call(self._sales.CreateSale(request, timeout=TIMEOUT_S)))
+        made = await self._call(self._sales.CreateSale(request, timeout=TIMEOUT_S))
+        return Created(_sale(made), first=made.created)
 
     async def sale(self, sale_id: int) -> Sale:
         request = product_pb2.GetSaleRequest(sale_id=sale_id)
         return _sale(await self._call(self._sales.GetSale(request, timeout=TIMEOUT_S)))
 
-    async def list_sales(self, *, product_id: int = 0, state: str = "") -> list[Sale]:
-        request = product_pb2.ListSalesRequest(product_id=product_id, state=state)
+    async def find_sale(self, sale_id: int) -> Sale | None:
+        """None: the database has no such sale."""
+        try:
+            return await self.sale(sale_id)
+        except ProductRefused as error:
+            if error.code != UNKNOWN_SALE:
+                raise
+            return None
+
+    async def list_sales(self, *, product_id: int = 0, state: str = "", before_sale_id: int = 0) -> list[Sale]:
+        """Newest first, at most 1,000."""
+        request = product_pb2.ListSalesRequest(product_id=product_id, state=state, before_sale_id=before_sale_id)
         reply = await self._call(self._sales.ListSales(request, timeout=TIMEOUT_S))
         return [_sale(message) for message in reply.sales]
+
+    async def all_sales(self, *, product_id: int = 0, state: str = "") -> list[Sale]:
+        """The same without a bound, page by page."""
+        found: list[Sale] = []
+        while page := await self.list_sales(
+            product_id=product_id, state=state, before_sale_id=found[-1].sale_id if found else 0
+        ):
+            found += page
+        return found
+
+    async def is_on_offer(self, product_id: int, sale_id: int = 0) -> bool:
+        """Whether that sale, or with 0 any sale of the product, is open or paused."""
+        sales = await self.all_sales(product_id=product_id)
+        return any(sale.state != "closed" and sale_id in (0, sale.sale_id) for sale in sales)
 
     async def update_sale(self, change_id: str, sale_id: int, change: SaleChange, *, stock_delta: int) -> Sale:
         request = product_pb2.UpdateSaleRequest(
@@ -101,6 +136,12 @@ class ProductClient:
     async def set_state(self, sale_id: int, state: str) -> Sale:
         request = product_pb2.SetSaleStateRequest(sale_id=sale_id, state=state)
         return _sale(await self._call(self._sales.SetSaleState(request, timeout=TIMEOUT_S)))
+
+    async def sale_changes(self, sale_id: int) -> frozenset[str]:
+        """Ids of the changes that the sale's row has taken in."""
+        request = product_pb2.SaleChangesRequest(sale_id=sale_id)
+        reply = await self._call(self._sales.SaleChanges(request, timeout=TIMEOUT_S))
+        return frozenset(reply.change_ids)
 
     async def item(self, product_id: int) -> product_pb2.ProductItem:
         request = product_pb2.ProductItemRequest(product_id=product_id)

@@ -38,7 +38,8 @@ class SaleDesk:
     book: SaleBook
 
     async def create(self, change_id: str, new: NewSale) -> Sale:
-        return await self._copy(await self.product.create_sale(change_id, new))
+        made = await self.product.create_sale(change_id, new)
+        return await self.copy(made.sale, first=made.first)
 
     async def change(self, change_id: str, sale_id: int, change: SaleChange, *, stock_delta: int) -> Changed:
         if stock_delta < 0:
@@ -46,7 +47,7 @@ class SaleDesk:
         sale = await self.product.update_sale(change_id, sale_id, change, stock_delta=stock_delta)
         if stock_delta:
             await self.book.add_units(sale, change_id, stock_delta)
-        return Changed(await self._copy(sale))
+        return Changed(await self.copy(sale))
 
     async def _lower(self, change_id: str, sale_id: int, change: SaleChange, *, units: int) -> Changed:
         sale = await self.product.sale(sale_id)
@@ -56,10 +57,10 @@ class SaleDesk:
         except ProductRefused:
             await self.book.undo_take(sale, change_id)
             raise
-        return Changed(await self._copy(sale), taken)
+        return Changed(await self.copy(sale), taken)
 
     async def set_state(self, sale_id: int, state: str) -> Sale:
-        return await self._copy(await self.product.set_state(sale_id, state))
+        return await self.copy(await self.product.set_state(sale_id, state))
 
     async def show(self, sale_id: int) -> tuple[Sale, SaleView | None]:
         """The row, and what Redis holds if the sale is its product's current one there."""
@@ -67,14 +68,17 @@ class SaleDesk:
         view = await self.book.read(sale.product_id)
         return sale, view if view is not None and view.sale_id == sale_id else None
 
-    async def _copy(self, sale: Sale) -> Sale:
-        """Copies until the row is what was copied: of two who change a sale at once, the later one's copy stands."""
+    async def copy(self, sale: Sale, *, first: bool = False) -> Sale:
+        """Copies until the row is what was copied: of two who change a sale at once, the later one's copy stands.
+
+        `first`: the sale's row has just been made, so that nobody can have sold anything of it. Of a sale that Redis
+        lost, or that is being rebuilt, the terms are copied, and the rebuild brings the units.
+        """
         for _ in range(COPIES_MAX):
             try:
-                await self.book.warm(sale)
+                await self.book.warm(sale, first=first)
             except RebuildNeeded as error:
                 log.warning("sale_not_in_redis", sale_id=sale.sale_id, error=str(error))
-                return sale
             now = await self.product.sale(sale.sale_id)
             if _terms(now) == _terms(sale):
                 return now

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from seckill.admission import Admission
-from seckill.dtm.serving import SERVER_OPTIONS, add_port
+from seckill.circuits import Breaker, BreakerLimits
+from seckill.draining import Drain
+from seckill.dtm.serving import SERVER_OPTIONS, Health, add_port, stop_server
+from seckill.front.door import Door, DoorLimits
 from seckill.front.grpc import SeckillService
-from seckill.front.http import FrontParts, create_app
+from seckill.front.http import FrontParts, create_app, too_many_connections
 from seckill.front.intake import Intake, Publisher
+from seckill.front.limits import Rate, RateLimits
 from seckill.front.product_client import ProductClient
 from seckill.front.sale_desk import SaleDesk
 from seckill.ops import PortInUse, Readiness, serve_http
@@ -45,21 +48,29 @@ async def serve_front(
     product: grpc.aio.Channel,
     product_address: str,
     tls: TlsSettings = NO_TLS,
+    drain: Drain | None = None,
 ) -> AsyncIterator[ServedFront]:
-    """Serves until the block ends. Then: unready, no new orders, those under way are finished within
-    `drain_timeout_ms`. Admission and the publisher stay the caller's to close. `tls` is for gRPC; HTTP has its own in
-    `settings`. Raises PortInUse and CertificateProblem.
+    """Serves until the block ends, unready once `drain` has begun. Then no order is taken (503, UNAVAILABLE), those
+    under way are finished, whoever waits for a result is told what is known, and only then the ports are closed.
+    Admission and the publisher stay the caller's to close. `tls` is for gRPC; HTTP has its own in `settings`. Raises
+    PortInUse and CertificateProblem.
     """
+    drain = drain or Drain(settings.drain_timeout_ms)
     products = ProductClient(product, address=product_address)
-    intake = Intake(
-        admission.gate,
-        publisher,
-        publish_timeout_ms=settings.publish_timeout_ms,
-        orders_max=settings.admission_queue_max,
-    )
+    door = _door(settings, admission, publisher)
+    intake = Intake(admission.gate, publisher, door, publish_timeout_ms=settings.publish_timeout_ms)
     readiness = Readiness(
-        "front", {"redis": admission.sales.check, "kafka": publisher.check, "product": products.check}
+        "front",
+        {
+            "redis": admission.sales.check,
+            "kafka": publisher.check,
+            "product": products.check,
+            "circuits": door.check,
+        },
+        # Orders are taken without it; were every front unready while it restarts, nobody could order anywhere.
+        dispensable=frozenset({"product"}),
     )
+    drain.when_begun(readiness.stop)
     parts = FrontParts(intake, admission.ledger, SaleDesk(products, admission.sales), readiness)
     service = SeckillService(intake, products, admission.sales)
     app = create_app(settings, parts)
@@ -68,43 +79,63 @@ async def serve_front(
         serve_http(
             app,
             settings.http,
-            drain_timeout_ms=settings.drain_timeout_ms,
+            drain=drain,
             connections_max=settings.connections_max,
+            refused=too_many_connections(),
             certificate=settings.tls_certificate,
             key=settings.tls_key,
         ) as http_address,
-        _serve_grpc(service, settings, server_credentials(tls)) as grpc_address,
+        _serve_grpc(service, settings, server_credentials(tls), drain) as grpc_address,
     ):
         try:
             log.info("front_serving", http=http_address, grpc=grpc_address)
             yield ServedFront(http_address, grpc_address)
         finally:
-            readiness.stop()
+            drain.begin()
             service.drain()
-            await intake.drain(timeout_ms=settings.drain_timeout_ms)
+            admission.ledger.stop_waiting()
+            await intake.drain(drain)
+            await door.close()
+
+
+def _door(settings: FrontSettings, admission: Admission, publisher: Publisher) -> Door:
+    probed = BreakerLimits(settings.circuit_failures_max, settings.circuit_pause_ms)
+    # Brokers that answer may still refuse records (too few replicas), so that one order tries it first.
+    tried = replace(probed, trial_ms=settings.publish_timeout_ms)
+    return Door(
+        RateLimits(
+            _rate(settings.orders_per_user_per_s, settings.orders_per_user_burst),
+            _rate(settings.orders_per_s, settings.orders_per_s),
+        ),
+        DoorLimits(settings.admission_queue_max, settings.publish_stalled_ms),
+        kafka=Breaker("front", "kafka", publisher.check, tried),
+        redis=Breaker("front", "redis", admission.sales.check, replace(probed, failures_max=1)),
+    )
+
+
+def _rate(per_s: int, burst: int) -> Rate | None:
+    return Rate(per_s, burst) if per_s else None
 
 
 @asynccontextmanager
 async def _serve_grpc(
-    service: SeckillService, settings: FrontSettings, credentials: grpc.ServerCredentials | None
+    service: SeckillService, settings: FrontSettings, credentials: grpc.ServerCredentials | None, drain: Drain
 ) -> AsyncIterator[str]:
     server = grpc.aio.server(
         options=[*SERVER_OPTIONS, ("grpc.max_receive_message_length", GRPC_REQUEST_BYTES_MAX)],
         maximum_concurrent_rpcs=GRPC_CALLS_MAX,
     )
     seckill_pb2_grpc.add_SeckillServicer_to_server(service, server)
-    healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs lack `aio`
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    health = Health(server, drain)
     try:
         port = add_port(server, settings.grpc, credentials)
     except RuntimeError as error:
         raise PortInUse(settings.grpc, str(error)) from error
     await server.start()
-    for name in ("", "seckill.Seckill"):
-        await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+    await health.serving(["seckill.Seckill"])
     try:
         yield f"{settings.grpc.rpartition(':')[0]}:{port}"
     finally:
-        await healthy.enter_graceful_shutdown()
+        await health.stopping()
         service.drain()
-        await server.stop(settings.drain_timeout_ms / 1_000)
+        await stop_server(server, drain, running=lambda: service.streams)
