@@ -370,10 +370,10 @@ async def test_a_lost_sale_with_units_out_needs_a_rebuild(
     await admission.sales.warm(a_sale(product_id))
     with raw_redis(redis_backend.url) as client:
         client.delete(sale_keys(product_id, sale.sale_id).stock)
-    assert await admission.gate.admit(Wanted(product_id, 1, 1)) == Refused(Refusal.PAUSED)
+    assert await admission.gate.admit(Wanted(product_id, 1, 1)) == Refused(Refusal.PAUSED, rebuilding=True)
     with pytest.raises(RebuildNeeded):
         await admission.sales.warm(replace(sale, sold=0, frozen=2))
-    assert await admission.gate.admit(Wanted(product_id, 1, 1)) == Refused(Refusal.PAUSED)
+    assert await admission.gate.admit(Wanted(product_id, 1, 1)) == Refused(Refusal.PAUSED, rebuilding=True)
     assert await admission.sales.read(product_id) is None
 
 
@@ -587,15 +587,19 @@ async def test_a_restarted_server_is_not_trusted(product_id: int) -> None:
             await admission.sales.warm(sale)
             order = await admitted(admission, Wanted(product_id, 1, 1, "key"))
             server.restart()
-            assert await admission.gate.admit(Wanted(product_id, 2, 1)) == Refused(Refusal.PAUSED)
+            assert await admission.gate.admit(Wanted(product_id, 2, 1)) == Refused(Refusal.PAUSED, rebuilding=True)
             await admission.sales.warm(sale)
-            assert await admission.gate.admit(Wanted(product_id, 2, 1)) == Refused(Refusal.PAUSED)
+            assert await admission.gate.admit(Wanted(product_id, 2, 1)) == Refused(Refusal.PAUSED, rebuilding=True)
             view = await admission.sales.read(product_id)
             assert view is not None
             assert not view.vouched
-            repeat = await admission.gate.admit(Wanted(product_id, 1, 1, "key"))
+            # Its buyer may have been told how it ended, by a result that the server lost; a worker has its record.
+            assert await admission.gate.admit(Wanted(product_id, 1, 1, "key")) == Refused(
+                Refusal.PAUSED, rebuilding=True
+            )
+            (repeat,) = await admission.gate.admit_late([Order(order.order_id, sale.sale_id, 1, product_id, 1, 0)])
             assert isinstance(repeat, Admitted)
-            assert (repeat.order_id, repeat.repeated) == (order.order_id, True)
+            assert repeat.repeated
 
 
 async def test_a_lost_connection_is_tried_once_more(product_id: int) -> None:

@@ -102,7 +102,7 @@ class Branches(RuleBasedStateMachine):
         self.runner.run(self.order.empty())
         self.runner.run(self._open())
         new = NewSale(PRODUCT, "flash", 0, 10, LIMIT, 100, STOCK)
-        sale = self._run(self.product, lambda session: sales.create(session, "c", new, now_ms=1))
+        sale = self._run(self.product, lambda session: sales.create(session, "c", new, now_ms=1)).sale
         self.sale_id: int = sale.sale_id
 
     def teardown(self) -> None:

@@ -268,6 +268,36 @@ async def test_reset_cron_time_brings_the_next_repeat_forward(
     await until_status(client, gid, "succeed")
 
 
+async def test_reset_next_cron_time_brings_one_transaction_forward(
+    client: DtmClient, branches: Branches, backend: Backend
+) -> None:
+    """resetNextCronTime has one transaction repeated now, and no other; a finished one is left as it is."""
+    options = TransOptions(wait_result=True, retry_interval_s=300)
+    gid, other = [await prepared(client, branches, options=options, count=1) for _ in range(2)]
+    for each in (gid, other):
+        branches.script(each, "01", "confirm", BROKEN)
+        await answer(client.submit(each, options=options))
+    await client.reset_next_cron_time(gid)
+    await until_status(client, gid, "succeed")
+    assert branches.ops(other) == [("01", "confirm")]
+    status, reply = await post_json(backend, "/api/dtmsvr/resetNextCronTime", {"gid": gid})
+    assert (status, reply) == (200, {"dtm_result": "SUCCESS"})
+    assert branches.ops(gid) == [("01", "confirm")] * 2
+
+
+@pytest.mark.parametrize("body", [{"gid": "nobody-knows-it"}, {}])
+async def test_reset_next_cron_time_of_an_unknown_gid(backend: Backend, body: dict[str, str]) -> None:
+    """A gid that is unknown, or not given, is HTTP's 500 with a message that names it."""
+    status, reply = await post_json(backend, "/api/dtmsvr/resetNextCronTime", body)
+    assert status == 500
+    assert reply["message"] == f"no TransGlobal with gid: {body.get('gid', '')} found"
+
+
+async def post_json(backend: Backend, path: str, body: dict[str, str]) -> tuple[int, Any]:
+    async with aiohttp.ClientSession() as http, http.post(f"http://{backend.http}{path}", json=body) as response:
+        return response.status, await response.json()
+
+
 # --- time-out
 
 

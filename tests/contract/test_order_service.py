@@ -153,25 +153,6 @@ async def test_try_after_cancel(client: Client) -> None:
         await client.check(group(item(1)), "g2")
 
 
-async def test_confirm_after_cancel(client: Client) -> None:
-    """A stray Confirm after a Cancel writes nothing and says so, every time."""
-    await client.check(group(item(1)))
-    await client.cancel(group(item(1)))
-    for _ in range(2):
-        with Fails(CONTRADICTS, "confirm", "cancel"):
-            await client.confirm(group(item(1)))
-    assert await client.absent(1)
-
-
-async def test_cancel_after_confirm(client: Client) -> None:
-    """A Cancel after a Confirm closes nothing and says so, every time."""
-    await client.create(item(1))
-    for _ in range(2):
-        with Fails(CONTRADICTS, "cancel", "confirm"):
-            await client.cancel(group(item(1)))
-    assert (await client.find(1)).status == "confirmed"
-
-
 async def test_confirm_without_try(client: Client) -> None:
     """What no Try has checked is not written; after the Try it goes through."""
     with Fails(CONTRADICTS, "without a try"):

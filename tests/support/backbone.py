@@ -16,13 +16,17 @@ from sqlalchemy.pool import NullPool
 
 from seckill.admission import open_admission
 from seckill.admission.gate import AdmissionGate, Wanted
+from seckill.admission.keys import sale_keys
 from seckill.admission.ledger import Ledger
+from seckill.admission.rebuild import RebuildBook
 from seckill.admission.sales import SaleBook
 from seckill.domain.order import Order, Sale
 from seckill.domain.outcomes import Admitted
+from seckill.product.sales import CLOSED
 from seckill.settings import Settings, load_settings
 from seckill.wire import product_pb2, product_pb2_grpc
 from seckill.wiring import ROLES, open_channel, with_values
+from tests.support.redis_servers import raw_redis
 from tests.support.sides import Side
 
 FAR_FUTURE_MS = 4_000_000_000_000
@@ -36,6 +40,7 @@ class Backbone:
     ledger: Ledger
     gate: AdmissionGate
     book: SaleBook
+    rebuilds: RebuildBook
     sales: product_pb2_grpc.SalesAsyncStub
     running: dict[str, AsyncExitStack] = field(default_factory=dict)
 
@@ -58,6 +63,24 @@ class Backbone:
 
     async def read_sale(self, sale: Sale) -> Sale:
         return sale_of(await self.sales.GetSale(product_pb2.GetSaleRequest(sale_id=sale.sale_id)))
+
+    async def replace_sale(self, sale: Sale, *, stock: int) -> Sale:
+        """The sale is closed, and another one of the same product opened."""
+        row = await self.sales.SetSaleState(product_pb2.SetSaleStateRequest(sale_id=sale.sale_id, state=CLOSED))
+        await self.book.set_state(sale, row.state)
+        return await self.open_sale(stock=stock, product_id=sale.product_id)
+
+    async def restock(self, sale: Sale, units: int) -> None:
+        """As an operator raises a sale: the row, then Redis."""
+        change_id = uuid4().hex
+        change = product_pb2.UpdateSaleRequest(change_id=change_id, sale_id=sale.sale_id, stock_delta=units)
+        await self.sales.UpdateSale(change)
+        await self.book.add_units(sale, change_id, units)
+
+    def forget_result(self, order: Order) -> None:
+        """What Redis does by itself when the time of the order's result is over."""
+        with raw_redis(self.settings.redis.url.get_secret_value()) as redis:
+            redis.delete(sale_keys(order.product_id, order.sale_id).result(order.order_id))
 
     async def admit(self, sale: Sale, user_id: int, *, quantity: int = 1) -> Order:
         """An order as the front would publish it."""
@@ -157,7 +180,9 @@ async def open_backbone(side: Side, folder: Path, *, own_coordinator: bool = Fal
         channel = await stack.enter_async_context(open_channel(settings.product.grpc))
         sales = product_pb2_grpc.SalesStub(channel)
         try:
-            yield Backbone(settings, admission.ledger, admission.gate, admission.sales, sales, running)
+            yield Backbone(
+                settings, admission.ledger, admission.gate, admission.sales, admission.rebuilds, sales, running
+            )
         finally:
             for opened in reversed(running.values()):
                 await opened.aclose()

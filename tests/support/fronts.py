@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from seckill.admission import Ledger, SaleBook, open_admission
 from seckill.domain.errors import PublishUnknown
 from seckill.domain.order import Order
+from seckill.draining import Drain
 from seckill.front.serve import ServedFront, serve_front
 from seckill.product.service import serve_product
 from seckill.schema import upgrade
@@ -91,6 +92,7 @@ async def running_front(
     *,
     publisher: MemoryPublisher | None = None,
     ledger: dict[str, int] | None = None,
+    drain: Drain | None = None,
     **front: Any,
 ) -> AsyncIterator[RunningFront]:
     """`front` and `ledger` are settings that differ from the defaults."""
@@ -117,6 +119,7 @@ async def running_front(
                 publisher=records,
                 product=product,
                 product_address=product_address,
+                drain=drain,
             )
         )
         http = await stack.enter_async_context(aiohttp.ClientSession(f"http://{served.http_address}"))

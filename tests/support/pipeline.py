@@ -36,9 +36,11 @@ class Pipeline:
     def worker(self, settings: Settings | None = None) -> AbstractAsyncContextManager[Role]:
         return ROLES["worker"](settings or self.settings)
 
-    async def post(self, *, user_id: int, product_id: int) -> tuple[int, dict[str, Any]]:
-        """A buyer's order: HTTP status and document."""
-        async with self.http.post("/v1/orders", json={"user_id": user_id, "product_id": product_id}) as response:
+    async def post(self, *, user_id: int, product_id: int, key: str | None = None) -> tuple[int, dict[str, Any]]:
+        """A buyer's order, with an idempotency key if there is one: HTTP status and document."""
+        body = {"user_id": user_id, "product_id": product_id}
+        headers = {} if key is None else {"Idempotency-Key": key}
+        async with self.http.post("/v1/orders", json=body, headers=headers) as response:
             return response.status, await response.json(content_type=None)
 
     async def accepted(self, *, user_id: int, product_id: int) -> str:

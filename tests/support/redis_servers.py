@@ -43,6 +43,19 @@ def redis_backend(side: Side) -> Iterator[Backend]:
         yield Backend(side.empty_redis(CONTRACT_DATABASE), run_id_check=True)
 
 
+OWN_DATABASE = 7
+
+
+@pytest.fixture(scope="module")
+def own_redis(side: Side) -> Iterator[Backend]:
+    """One that a module empties as it likes."""
+    if side.kind == "embedded":
+        with embedded_redis() as url:
+            yield Backend(url, run_id_check=False)
+    else:
+        yield Backend(side.empty_redis(OWN_DATABASE), run_id_check=True)
+
+
 @contextmanager
 def redis_process() -> Iterator[native.Redis]:
     """A real server of the test's own."""
@@ -95,6 +108,12 @@ def raw_redis(url: str) -> Iterator[redis.Redis]:
     """A plain client, to look at or disturb what the tested code keeps."""
     with redis.Redis.from_url(url, decode_responses=True) as client:
         yield client
+
+
+def lose_product(url: str, product_id: int) -> None:
+    """Takes everything of a product out of Redis, as a server that lost its data has."""
+    with raw_redis(url) as client:
+        client.delete(*client.scan_iter(f"seckill:{{{product_id}}}:*"))
 
 
 async def claim_due(ledger: Ledger, product_id: int, *, limit: int, republish_after_ms: int) -> list[Order]:

@@ -43,6 +43,7 @@ class Crowd:
     unreadable: set[bytes] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
     number: int = 0
+    buyers: int = BUYERS  # the fewer, the more of them meet their limit
 
     async def order_for(self, seconds: float, *, per_second: float) -> None:
         """Begins `per_second` orders each second, whatever becomes of the earlier ones; returns when all have ended."""
@@ -53,6 +54,15 @@ class Crowd:
                 act = self.chance.choices(acts, weights=[50, 25, 12, 6, 3, 4])[0]
                 group.create_task(act())
                 await asyncio.sleep(self.chance.expovariate(per_second))
+
+    async def rush(self, orders: int) -> None:
+        """So many orders at once; returns when all have been answered."""
+        acts = [self._once, self._with_key, self._directly]
+        await asyncio.gather(*(act() for act in self.chance.choices(acts, weights=[3, 4, 2], k=orders)))
+
+    async def rush_past_the_front(self, orders: int) -> None:
+        """So many records at once that no admission has seen."""
+        await asyncio.gather(*(self._directly() for _ in range(orders)))
 
     async def keep_asking(self) -> None:
         """Asks for one known order after the other until cancelled: an end that was told must stay."""
@@ -75,7 +85,7 @@ class Crowd:
     # --- ways to order -------------------------------------------------------------------------------------------
 
     def _wish(self) -> dict[str, Any]:
-        return {"user_id": self.chance.randint(1, BUYERS), "product_id": self.chance.choice(self.products)}
+        return {"user_id": self.chance.randint(1, self.buyers), "product_id": self.chance.choice(self.products)}
 
     async def _once(self) -> None:
         self._note_order(await self._answer("POST", self.front.order(**self._wish())))

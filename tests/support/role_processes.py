@@ -19,7 +19,7 @@ from tests.servers.ports import free_ports
 
 ROLES = ("coordinator", "product", "order", "worker", "reconcile", "front")
 STARTED = b"role_started"
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 120  # six interpreters that start at once on a machine that is busy with other tests
 END_TIMEOUT_S = 40
 RESTART_PAUSE_S = 0.5
 
@@ -52,6 +52,7 @@ class Program:
 
     command: Sequence[str]
     sign: bytes = STARTED
+    environment: Mapping[str, str] = field(default_factory=dict)  # besides what every role is given
 
 
 def our_program(role: str) -> Program:
@@ -171,7 +172,7 @@ async def running_roles(
     assert await upgraded.wait() == 0
     programs = {role: our_program(role) for role in ROLES} | dict(others or {})
     roles = {
-        role: RoleProcess(role, program, environment, config.parent / f"{role}.log")
+        role: RoleProcess(role, program, environment | dict(program.environment), config.parent / f"{role}.log")
         for role, program in programs.items()
     }
     try:

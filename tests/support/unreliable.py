@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -12,13 +12,15 @@ import grpc
 
 from seckill.dtm.channels import Channels
 from seckill.dtm.client import DtmClient
-from seckill.dtm.errors import Unavailable
+from seckill.dtm.errors import CallFailed, Unavailable
 from seckill.dtm.protocol import Metadata
 
 
 class Loss(Enum):
     REQUEST = "the request never arrives, and looks as if it had been answered"
     ANSWER = "the request takes effect, the answer is lost"
+    GID = "the server has lost the transaction when the request arrives"
+    TWICE = "nothing is lost, but the request arrives a second time"
 
 
 def lost(target: str) -> Unavailable:
@@ -33,6 +35,7 @@ class UnreliableClient(DtmClient):
         self.submit_losses: list[Loss] = []
         self.submits = 0
         self.aborts_lost = 0
+        self.forget: Callable[[str], Awaitable[None]] | None = None  # makes the server lose a gid
 
     async def submit(self, gid: str, **options: Any) -> None:
         self.submits += 1
@@ -44,6 +47,14 @@ class UnreliableClient(DtmClient):
                 raise lost("Submit")
             case Loss.REQUEST:
                 return
+            case Loss.GID:
+                assert self.forget is not None
+                await self.forget(gid)
+                await super().submit(gid, **options)
+            case Loss.TWICE:
+                with suppress(CallFailed):
+                    await super().submit(gid, **options)
+                await super().submit(gid, **options)
 
     async def abort(self, gid: str, **options: Any) -> None:
         if self.aborts_lost > 0:
