@@ -41,14 +41,17 @@ LEDGER_PARKED = Gauge("seckill_ledger_parked", "Ledger entries whose records are
 LEDGER_OLDEST = Gauge("seckill_ledger_oldest_seconds", "Age of the oldest pending entry", ["product_id"])
 ORPHANS = Gauge("seckill_undecided_branches", "Branches that hold units and are undecided for long")
 
+PRODUCT_FAILURES_MAX = 3
+"""Products whose ledgers may fail in a look before the rest is left for the next one."""
+
 ORPHAN_FAILURES_MAX = 3
 """Old branches that may fail in a look before the rest is left for the next one."""
 
 LOOK_BACK_MARGIN_MS = 5_000
 """Overlap of one look for old branches with the one before, for clocks that count whole seconds."""
 
-SalesOfProduct = Callable[[int], Awaitable[Sequence[Sale]]]
-"""The sales that the product database knows of a product."""
+SaleById = Callable[[int], Awaitable[Sale | None]]
+"""The sale of that id in the product database; None: it has none."""
 
 Watermark = Callable[[], Awaitable[int | None]]
 """When the oldest record that the group has not committed was written (ms); None: everything has been passed."""
@@ -97,7 +100,7 @@ class Reconciler:
         self,
         *,
         ledger: Ledger,
-        sales: SalesOfProduct,
+        sale: SaleById,
         reservations: Reservations,
         orphans: Orphans,
         client: DtmClient,
@@ -106,7 +109,7 @@ class Reconciler:
         limits: ReconcileLimits,
     ) -> None:
         self._ledger = ledger
-        self._sales = sales
+        self._sale = sale
         self._reservations = reservations
         self._orphans = orphans
         self._client = client
@@ -118,7 +121,7 @@ class Reconciler:
         self._oldest_age_ms = 0  # of those that were found then
 
     def stop(self) -> None:
-        """`run` returns after the look that is under way."""
+        """`run` returns after the step that is under way: the entries of a product, or one transaction."""
         self._stopping.set()
 
     async def run(self) -> None:
@@ -135,10 +138,12 @@ class Reconciler:
         """One look at everything; each part is tried whatever becomes of the others."""
         findings = Findings()
         await self._attempt("ledger", self._look_at_ledger(findings), findings)
-        await self._attempt("orphans", self._look_for_orphans(findings), findings)
+        if not self._stopping.is_set():
+            await self._attempt("orphans", self._look_for_orphans(findings), findings)
         return findings
 
-    async def _attempt(self, look: str, work: Awaitable[None], findings: Findings) -> None:
+    async def _attempt(self, look: str, work: Awaitable[None], findings: Findings) -> bool:
+        """Whether it came to its end."""
         try:
             await work
         except SeckillError as error:
@@ -149,19 +154,30 @@ class Reconciler:
             FAILED.labels(look).inc()
             findings.cut_short[look] = error
             log.exception("reconcile_failed", look=look)  # the loop must outlive what nobody foresaw
+        else:
+            return True
+        return False
 
     # --- the ledger ----------------------------------------------------------------------------------------------
 
     async def _look_at_ledger(self, findings: Findings) -> None:
+        """Product by product: what fails with one of them, for ever perhaps, keeps nobody from the others."""
+        failed = 0
         for product_id in await self._ledger.products():
-            await self._gauge(product_id)
-            due = await self._ledger.due(product_id, limit=self._limits.batch_max)
-            if due:
-                await self._handle(await self._ours(product_id, due), findings)
+            if self._stopping.is_set() or failed == PRODUCT_FAILURES_MAX:
+                return
+            failed += not await self._attempt("ledger", self._look_at_product(product_id, findings), findings)
+
+    async def _look_at_product(self, product_id: int, findings: Findings) -> None:
+        await self._gauge(product_id)
+        due = await self._ledger.due(product_id, limit=self._limits.batch_max)
+        if due:
+            await self._handle(await self._ours(product_id, due), findings)
 
     async def _ours(self, product_id: int, due: Sequence[LedgerEntry]) -> list[LedgerEntry]:
         """Without the entries of sales that our database does not know: they are another pipeline's on this Redis."""
-        known = {sale.sale_id for sale in await self._sales(product_id)}
+        found = [await self._sale(sale_id) for sale_id in sorted({entry.order.sale_id for entry in due})]
+        known = {sale.sale_id for sale in found if sale is not None and sale.product_id == product_id}
         strange = [entry.order for entry in due if entry.order.sale_id not in known]
         if strange:
             log.error("ledger_of_strange_sales", product_id=product_id, orders=len(strange), first=strange[0].order_id)
@@ -220,7 +236,12 @@ class Reconciler:
         return True
 
     async def _gauge(self, product_id: int) -> None:
+        """A product without entries has no series: products come and go for as long as the process lives."""
         stats = await self._ledger.stats(product_id)
+        if not stats.entries:
+            for gauge in (LEDGER_ENTRIES, LEDGER_PARKED, LEDGER_OLDEST):
+                gauge.remove(product_id)
+            return
         LEDGER_ENTRIES.labels(product_id).set(stats.entries)
         LEDGER_PARKED.labels(product_id).set(stats.parked)
         LEDGER_OLDEST.labels(product_id).set(stats.oldest_age_ms / 1_000)
@@ -239,6 +260,8 @@ class Reconciler:
         ends: Counter[End | None] = Counter()
         failures: list[SeckillError] = []
         for gid in dict.fromkeys(hold.gid for hold in holds if hold.branch_id == PRODUCT_BRANCH):
+            if self._stopping.is_set():
+                return  # the next look goes back as far as this one
             try:
                 ends[await self._end_orphan(gid, findings)] += 1
             except SeckillError as error:  # of this gid alone, perhaps: the others are looked at all the same

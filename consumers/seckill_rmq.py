@@ -2,14 +2,15 @@
 
     drop what has ended ─▶ admit what came past the front ─▶ checkout ─▶ settle | wait | try again | bury
 
-An order's record is routed only when one of these has been written down; the worker commits offsets after that.
+An order's record is routed only when one of these has been written down; the worker commits offsets after that. While a
+dependency is down nothing is carried at all, and no attempt is counted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -17,12 +18,13 @@ import structlog
 from prometheus_client import Counter, Histogram
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
+from consumers.dependencies import Dependencies, blamed
 from seckill.admission.ledger import Ledger
 from seckill.checkout.groups import same_contents
 from seckill.checkout.late import LateAdmission
 from seckill.checkout.reservations import Reservations, outcome_of
 from seckill.checkout.tcc import TccCheckout
-from seckill.domain.errors import InvalidOrder, OrderIdReused, SeckillError
+from seckill.domain.errors import AdmissionClosed, InvalidOrder, OrderIdReused, SeckillError
 from seckill.domain.order import Order, OrderId
 from seckill.domain.outcomes import Confirmed, Failed, OrderResult, OrderStatus, Outcome, Rejected, SetAside, Undecided
 from seckill.domain.reasons import DeadLetterReason
@@ -52,10 +54,15 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Carried:
-    """One order on its way: what came, the order as it is known now, and how often it failed."""
+    """One order on its way: what came, the order as it is known now, and how often it failed.
+
+    `unknown`: admission has numbered it, and the ledger does not know it. Redis has lost it since, and a rebuild may
+    have given its units to others, so it is admitted again, like one that came past the front.
+    """
 
     delivered: Delivered
     order: Order
+    unknown: bool = False
     attempts: int = 0
     first_failed_ms: int = 0
 
@@ -76,6 +83,7 @@ class SeckillCarrier:
         reservations: Reservations,
         dead_letters: DeadLetters,
         policy: RetryPolicy,
+        dependencies: Dependencies,
         undecided_wait_ms: int,
     ) -> None:
         self._ledger = ledger
@@ -84,18 +92,25 @@ class SeckillCarrier:
         self._reservations = reservations
         self._dead_letters = dead_letters
         self._policy = policy
+        self._dependencies = dependencies
         self._undecided_wait_ms = undecided_wait_ms
 
     async def carry(self, orders: Sequence[Delivered]) -> None:
-        """Returns when every record has been routed. Waits for Redis and Kafka as long as it takes."""
+        """Returns when every record has been routed. Waits for whatever is down as long as it takes."""
         with CARRY_SECONDS.time():
             first, reused = split_reused(orders)
             for delivered in reused:
                 await self._bury_impostor(delivered)
             waiting = await self._unfinished([Carried(delivered, delivered.order) for delivered in first])
             while waiting:
+                await self._dependencies.until_up()
                 outcomes = await self._try_once(waiting)
-                waiting = await self._route(waiting, outcomes)
+                down = await self._dependencies.found_down(outcomes.values())
+                waiting = await self._route(waiting, outcomes, down)
+
+    def held_back(self) -> bool:
+        """Whether nothing is carried now, because something is down: then nothing need be fetched either."""
+        return bool(self._dependencies.down())
 
     async def bury(self, record: Record, error: InvalidOrder) -> None:
         """A record that holds no order: set aside with its bytes untouched."""
@@ -107,13 +122,24 @@ class SeckillCarrier:
     # --- one attempt ---------------------------------------------------------------------------------------------
 
     async def _unfinished(self, orders: Sequence[Carried]) -> list[Carried]:
-        """Without those that a result says have ended: a redelivered record costs one look."""
-        ended = await until_done(lambda: self._ledger.ended([carried.order for carried in orders]))
-        return [carried for carried in orders if carried.order.order_id not in ended]
+        """Without those that a result says have ended, and without impostors of what the ledger holds: a redelivered
+        record costs one look.
+        """
+        seen = await until_done(lambda: self._ledger.seen([carried.order for carried in orders]))
+        for carried in orders:
+            carried.unknown = carried.order.order_id in seen.unknown and carried.order.admission_number is not None
+        if unknown := [carried.order for carried in orders if carried.unknown]:
+            log.warning("orders_unknown_to_redis", orders=len(unknown), first=unknown[0].order_id)
+        for carried in orders:
+            if carried.order.order_id in seen.reused:
+                await self._bury_impostor(carried.delivered)
+        return [carried for carried in orders if carried.order.order_id not in seen.ended | seen.reused]
 
     async def _try_once(self, orders: Sequence[Carried]) -> Outcomes:
         try:
-            outcomes = await self._admit_late([carried for carried in orders if carried.order.admission_number is None])
+            # At every attempt: while something was down, a rebuild may have given back what came past the front.
+            past_front = [each for each in orders if each.delivered.order.admission_number is None or each.unknown]
+            outcomes = await self._admit_late(past_front)
             ready = [carried.order for carried in orders if carried.order.order_id not in outcomes]
             return outcomes | await self._checkout.run(ready)
         except SeckillError as error:
@@ -129,14 +155,19 @@ class SeckillCarrier:
             answers = await self._late.admit([carried.order for carried in orders])
             for carried, (order, outcome) in zip(orders, answers, strict=True):
                 carried.order = order
-                if outcome is not None:
+                if outcome is None:
+                    carried.unknown = False
+                else:
                     outcomes[order.order_id] = outcome
         return outcomes
 
     # --- routing -------------------------------------------------------------------------------------------------
 
-    async def _route(self, orders: Sequence[Carried], outcomes: Outcomes) -> list[Carried]:
-        """Settles what ended, lets wait what is undecided, buries what is dead; returns what is tried again."""
+    async def _route(self, orders: Sequence[Carried], outcomes: Outcomes, down: Collection[str]) -> list[Carried]:
+        """Settles what ended, lets wait what is undecided, buries what is dead; returns what is tried again.
+
+        What failed because of a dependency that is `down` was no attempt.
+        """
         ended: list[tuple[Order, Confirmed | Rejected]] = []
         undecided: list[Carried] = []
         again: list[Carried] = []
@@ -150,6 +181,12 @@ class SeckillCarrier:
                     undecided.append(carried)
                 case SetAside():
                     log.info("order_set_aside_before", order_id=carried.order.order_id)
+                case Failed(error) if blamed(error) in down:
+                    again.append(carried)
+                    pause_ms, cause = max(pause_ms, self._policy.base_ms), str(error)
+                case Failed(AdmissionClosed() as error) if carried.unknown or error.rebuilding:  # no attempt either
+                    again.append(carried)
+                    pause_ms, cause = max(pause_ms, HELD_PAUSE_MS), str(error)
                 case Failed(error):
                     carried.failed(at_ms=_now_ms())
                     match self._policy.decide(attempt=carried.attempts, error=error):

@@ -20,7 +20,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from seckill.draining import Drain
+from seckill.http_bounds import HEAD_TIMEOUT_S, BoundedConnections, bounded_http
 
 log = structlog.get_logger()
 
@@ -31,6 +34,15 @@ CHECK_TIMEOUT_S = 2.0
 
 CONNECTIONS_MAX = 200
 """Of an ops port at a time."""
+
+TOO_MANY = PlainTextResponse("too many connections\n", 503, {"retry-after": "1", "connection": "close"})
+
+OPS_DRAIN_MS = 5_000
+
+LINGER_S = 0.25
+"""How long connections that are open when the port is closed may still send a request, which is answered."""
+
+_CLOSE = (b"connection", b"close")
 
 
 class PortInUse(OSError):
@@ -43,10 +55,14 @@ class PortInUse(OSError):
 
 @dataclass(slots=True)
 class Readiness:
-    """Whether a role can do its work: its dependencies answer and it is not stopping."""
+    """Whether a role can do its work: its dependencies answer and it is not stopping.
+
+    `dispensable`: the names of checks that are told, and do not make it unready.
+    """
 
     role: str
     checks: Mapping[str, Check] = field(default_factory=dict)
+    dispensable: frozenset[str] = frozenset()
     stopping: bool = False
 
     def stop(self) -> None:
@@ -59,7 +75,8 @@ class Readiness:
         checks = dict(zip(self.checks, answers, strict=True))
         if self.stopping:
             checks["lifecycle"] = "stopping"
-        return {"role": self.role, "ready": all(answer == "ok" for answer in checks.values()), "checks": checks}
+        ready = all(answer == "ok" for name, answer in checks.items() if name not in self.dispensable)
+        return {"role": self.role, "ready": ready, "checks": checks}
 
 
 async def _ask(check: Check) -> str:
@@ -90,9 +107,9 @@ def ops_routes(readiness: Readiness) -> list[Route]:
 
 
 @asynccontextmanager
-async def serve_ops(address: str, readiness: Readiness) -> AsyncIterator[str]:
+async def serve_ops(address: str, readiness: Readiness, drain: Drain | None = None) -> AsyncIterator[str]:
     """Serves the three routes alone; yields the address it listens on (port 0 takes a free one)."""
-    async with serve_http(Starlette(routes=ops_routes(readiness)), address) as bound:
+    async with serve_http(Starlette(routes=ops_routes(readiness)), address, drain=drain) as bound:
         yield bound
 
 
@@ -101,29 +118,37 @@ async def serve_http(
     app: ASGIApp,
     address: str,
     *,
-    drain_timeout_ms: int = 5_000,
+    drain: Drain | None = None,
     connections_max: int = CONNECTIONS_MAX,
+    refused: ASGIApp = TOO_MANY,
+    head_timeout_s: float = HEAD_TIMEOUT_S,
     certificate: str | None = None,
     key: str | None = None,
 ) -> AsyncIterator[str]:
     """An ASGI application in this event loop, without signal handlers; yields `host:port`. Raises PortInUse.
 
-    HTTPS with `certificate` and `key`, paths of PEM files. Beyond `connections_max` requests are answered 503.
+    HTTPS with `certificate` and `key`, paths of PEM files. Beyond `connections_max` connections `refused` answers.
+    A request whose head is not complete after `head_timeout_s` ends its connection.
+
+    Once `drain` has begun, every answer ends its connection, so that clients go elsewhere without a broken request;
+    when the block ends the port is closed, and requests under way have the time that `drain` gives.
     """
+    drain = drain or Drain(OPS_DRAIN_MS)
     host, _, port = address.rpartition(":")
+    bounded = BoundedConnections(app, refused, connections_max)
     config = uvicorn.Config(
-        app,
+        _Closing(bounded, drain),
+        http=bounded_http(connections_max, head_timeout_s),
         log_config=None,
         access_log=False,
         lifespan="off",
         server_header=False,
-        timeout_graceful_shutdown=max(1, drain_timeout_ms // 1000),
-        limit_concurrency=connections_max,
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
     config.load()
     server = uvicorn.Server(config)
+    bounded.connections = server.server_state.connections
     server.lifespan = config.lifespan_class(config)
     try:
         listening = _bind(host.strip("[]"), int(port))
@@ -134,9 +159,46 @@ async def serve_http(
     try:
         yield f"{host}:{listening.getsockname()[1]}"
     finally:
+        drain.begin()
         server.should_exit = True
         await loop_task
-        await server.shutdown(sockets=[listening])
+        await _shut(server, listening, drain)
+
+
+async def _shut(server: uvicorn.Server, listening: socket.socket, drain: Drain) -> None:
+    """The port first, then idle connections, then those with a request, whose answers may take what time is left."""
+    for accepting in server.servers:
+        accepting.close()
+    listening.close()
+    lingered_s = 0.0
+    while server.server_state.connections and lingered_s < min(LINGER_S, drain.work_left_s()):
+        await asyncio.sleep(0.05)
+        lingered_s += 0.05
+    shutting = asyncio.create_task(server.shutdown())
+    await asyncio.wait({shutting}, timeout=drain.work_left_s())
+    if not shutting.done():
+        drain.leave("requests", len(server.server_state.tasks))
+        for task in server.server_state.tasks:
+            task.cancel()
+        for connection in list(server.server_state.connections):
+            connection.shutdown()
+    await shutting
+
+
+class _Closing:
+    """Has every answer say `Connection: close` once the drain has begun."""
+
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self._app = app
+        self._drain = drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_closing(message: Message) -> None:
+            if self._drain.begun and message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), _CLOSE]
+            await send(message)
+
+        await self._app(scope, receive, send_closing)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -111,6 +111,9 @@ Count = Annotated[int, Field(gt=0, le=100_000_000)]
 ListenHost = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+)$")]
 """The host on which a role listens, where others dial it by another name: 0.0.0.0 in a container. Ports stay."""
 
+DrainDelay = Annotated[int, Field(ge=0, le=600_000)]
+"""How long a role serves on after it says that it is unready: until whoever sends requests here has seen it."""
+
 PemFile = Annotated[str, Field(min_length=1)]
 """Path of a PEM file. Read once, at start: a renewed certificate takes a restart."""
 
@@ -168,9 +171,19 @@ class FrontSettings(Section):
     body_bytes_max: Annotated[int, Field(ge=256, le=16_777_216)] = 16_384
     admission_batch_max: Annotated[int, Field(gt=0, le=1_000)] = 200
     admission_queue_max: Count = 10_000
+    # Rate limits, counted in each front process for itself; 0: none. A buyer above the first is answered 429, and
+    # everybody together above the second 503; a burst of a second's worth is let through at once.
+    orders_per_user_per_s: Annotated[int, Field(ge=0, le=1_000_000)] = 10
+    orders_per_user_burst: Annotated[int, Field(gt=0, le=1_000_000)] = 20
+    orders_per_s: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     publish_timeout_ms: Milliseconds = 5_000
+    publish_stalled_ms: Milliseconds = 1_000  # while an order waits longer for Kafka, further ones are OVERLOADED
+    # So many publishes failed in a row: orders are UNAVAILABLE, before admission, until Kafka answers again.
+    circuit_failures_max: Annotated[int, Field(gt=0, le=1_000)] = 5
+    circuit_pause_ms: Milliseconds = 1_000  # between two probes of what is down
     wait_max_ms: Milliseconds = 30_000  # longest GET /v1/orders/{id}?wait=
-    drain_timeout_ms: Milliseconds = 10_000
+    drain_delay_ms: DrainDelay = 500  # at the end: unready, and serving on
+    drain_timeout_ms: Milliseconds = 10_000  # after the delay, for everything; what is left is told, exit code 1
 
     @property
     def https(self) -> bool:
@@ -290,6 +303,7 @@ class ServiceSettings(DatabaseTls):
     database_url: DatabaseUrl
     pool_size: Annotated[int, Field(gt=0, le=200)] = 8
     lock_wait_s: Annotated[int, Field(gt=0, le=3)] = 3
+    drain_delay_ms: DrainDelay = 500
     drain_timeout_ms: Milliseconds = 10_000
 
 
@@ -338,6 +352,7 @@ class CoordinatorSettings(DatabaseTls):
     branch_timeout_s: Seconds = 3
     retry_interval_s: Seconds = 10
     timeout_to_fail_s: Seconds = 35  # when a transaction names none
+    drain_delay_ms: DrainDelay = 500
     drain_timeout_ms: Milliseconds = 10_000
 
 
@@ -352,6 +367,10 @@ class WorkerSettings(Section):
     batch_bytes_max: Annotated[int, Field(ge=1_024, le=60_000)] = 60_000  # DTM's payload column takes 65,535
     groups_per_sale_max: Annotated[int, Field(gt=0, le=64)] = 3
     inflight_max: Count = 5_000  # orders fetched and not yet committed
+    # So many failures in a row, each with a dependency that does not answer when it is asked either: nothing is carried
+    # until it answers again. Waiting for that is no attempt.
+    circuit_failures_max: Annotated[int, Field(gt=0, le=1_000)] = 1
+    circuit_pause_ms: Milliseconds = 1_000  # between two probes of what is down
     poll_timeout_ms: Milliseconds = 200
     drain_timeout_ms: Milliseconds = 15_000
 
@@ -365,6 +384,9 @@ class ReconcileSettings(Section):
     batch_max: Annotated[int, Field(gt=0, le=500)] = 500  # ledger entries of a product in one look
     orphan_after_ms: Milliseconds = 60_000  # undecided for so long, a transaction is asked for at its coordinator
     orphans_max: Annotated[int, Field(gt=0, le=1_000)] = 100  # in one look
+    # From closing admission of a sale that Redis lost to reading the stores. Longer than a publish takes to reach
+    # Kafka, or not to: an order that comes later still is admitted anew, or refused.
+    rebuild_wait_ms: Milliseconds = 20_000
     drain_timeout_ms: Milliseconds = 10_000
 
 
@@ -410,6 +432,15 @@ class Settings(BaseSettings):
         "front", "kafka", "redis", "ledger", "product", "order", "dtm", "coordinator", "worker",
         "reconcile", "retry", "dead_letters", "tls", "log",
     )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _rebuild_waits_for_publishes(self) -> Self:
+        bounds = {"front.publish_timeout_ms": self.front.publish_timeout_ms}
+        bounds["kafka.request_timeout_ms"] = self.kafka.request_timeout_ms
+        for name, bound_ms in bounds.items():
+            if self.reconcile.rebuild_wait_ms <= bound_ms:
+                raise ValueError(f"reconcile.rebuild_wait_ms must be above {name} ({bound_ms})")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -514,4 +545,4 @@ def _describe(problem: Any) -> str:
         return f"{location}: no such setting"
     secret = any(word in location for word in ("token", "url", "password"))
     shown = "" if secret or isinstance(value, dict) else f" = {value!r}"
-    return f"{location}{shown}: {message}"
+    return f"{location}{shown}: {message}" if location else message

@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import structlog
 from aiokafka import AIOKafkaConsumer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import SecretStr
+from uuid_utils import uuid7
 
+from consumers.dependencies import Dependencies
+from consumers.lost_sales import LostSales
+from consumers.rebuild import Rebuilder
 from consumers.reconcile import ReconcileLimits, Reconciler
+from consumers.sales_watch import SalesWatch
 from consumers.seckill_rmq import SeckillCarrier
 from seckill.admission import Admission, open_admission
 from seckill.checkout.late import LateAdmission
 from seckill.checkout.orphans import Orphans
 from seckill.checkout.reservations import Reservations
 from seckill.checkout.tcc import TccCheckout, TccPlan
+from seckill.circuits import BreakerLimits
 from seckill.client import front_url
 from seckill.coordinator.server import serve_coordinator
 from seckill.doctor.start import (
@@ -39,6 +45,7 @@ from seckill.doctor.start import (
 )
 from seckill.domain.errors import OrderUnavailable, ProductUnavailable, PublishUnknown
 from seckill.domain.retry import RetryPolicy
+from seckill.draining import STOP_SIGNALS, Drain, second_signal_ends_process
 from seckill.dtm.channels import open_channel as dial
 from seckill.dtm.client import DtmClient
 from seckill.dtm.protocol import TransOptions
@@ -46,12 +53,13 @@ from seckill.dtm.serving import BranchServer
 from seckill.embedded import embedded_kafka, embedded_redis
 from seckill.front.metrics import BATCH_SIZE
 from seckill.front.product_client import ProductClient
+from seckill.front.sale_desk import SaleDesk
 from seckill.front.serve import serve_front
 from seckill.messaging.connection import connection, start
 from seckill.messaging.dead_letters import DeadLetters
-from seckill.messaging.lag import oldest_uncommitted_ms
+from seckill.messaging.lag import oldest_uncommitted_ms, read_since
 from seckill.messaging.publisher import Publisher, open_publisher
-from seckill.messaging.worker import Carrier, Worker, WorkerLimits
+from seckill.messaging.worker import Worker, WorkerLimits
 from seckill.ops import Check, Readiness, serve_ops
 from seckill.order.service import serve_order
 from seckill.plaintext import warn_of_plaintext
@@ -74,10 +82,11 @@ REJOIN_MARGIN_MS = 5_000
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A running role: where it can be reached, and the task whose end means that it failed."""
+    """A running role: where it can be reached, how it ends, and the task whose end means that it failed."""
 
     name: str
     addresses: Mapping[str, str]
+    drain: Drain
     task: asyncio.Task[None] | None = None
 
 
@@ -113,7 +122,7 @@ async def open_dtm(settings: Settings, *, timeout_ms: int | None = None) -> Asyn
 
 
 @asynccontextmanager
-async def open_consumer(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsumer]:
+async def open_consumer(settings: KafkaSettings, drain: Drain | None = None) -> AsyncIterator[AIOKafkaConsumer]:
     """A started consumer of the group, subscribed to nothing yet. Raises PublishUnknown when no broker answers."""
     consumer = AIOKafkaConsumer(
         **connection(settings),
@@ -138,17 +147,17 @@ async def open_consumer(settings: KafkaSettings) -> AsyncIterator[AIOKafkaConsum
     try:
         yield consumer
     finally:
-        await _stop_consumer(consumer)
+        await _stop_consumer(consumer, drain)
 
 
-async def _stop_consumer(consumer: AIOKafkaConsumer) -> None:
+async def _stop_consumer(consumer: AIOKafkaConsumer, drain: Drain | None = None) -> None:
     """Leaves the group. `stop()` can hang while Kafka is down or forms the group, so it is bounded.
 
     It takes one cancellation for the end of its joining and goes on to leave, so that it may need a second one.
     """
     stopping = asyncio.create_task(consumer.stop())
     for limit_s in STOP_LIMITS_S:
-        await asyncio.wait({stopping}, timeout=limit_s)
+        await asyncio.wait({stopping}, timeout=drain.closing_s(limit_s) if drain else limit_s)
         if stopping.done():
             break
         stopping.cancel()
@@ -162,26 +171,32 @@ async def _stop_consumer(consumer: AIOKafkaConsumer) -> None:
 
 
 @asynccontextmanager
-async def open_coordinator(settings: Settings) -> AsyncIterator[Role]:
+async def open_coordinator(settings: Settings, drain: Drain | None = None) -> AsyncIterator[Role]:
+    drain = drain or Drain(settings.coordinator.drain_timeout_ms)
     async with AsyncExitStack() as stack:
         url = settings.coordinator.database_url.get_secret_value()
         await require_database("coordinator", url, settings.coordinator)
         async with opening_database("coordinator.database_url", url):
-            served = await stack.enter_async_context(serve_coordinator(settings.coordinator, tls=settings.tls))
-        yield Role("coordinator", {"coordinator.grpc": served.grpc_address, "coordinator.http": served.http_address})
+            served = await stack.enter_async_context(
+                serve_coordinator(settings.coordinator, tls=settings.tls, drain=drain)
+            )
+        addresses = {"coordinator.grpc": served.grpc_address, "coordinator.http": served.http_address}
+        yield Role("coordinator", addresses, drain)
 
 
-def open_product(settings: Settings) -> AbstractAsyncContextManager[Role]:
-    return _open_service("product", settings.product, serve_product(settings.product, settings.tls))
+def open_product(settings: Settings, drain: Drain | None = None) -> AbstractAsyncContextManager[Role]:
+    drain = drain or Drain(settings.product.drain_timeout_ms)
+    return _open_service("product", settings.product, serve_product(settings.product, settings.tls, drain), drain)
 
 
-def open_order(settings: Settings) -> AbstractAsyncContextManager[Role]:
-    return _open_service("order", settings.order, serve_order(settings.order, settings.tls))
+def open_order(settings: Settings, drain: Drain | None = None) -> AbstractAsyncContextManager[Role]:
+    drain = drain or Drain(settings.order.drain_timeout_ms)
+    return _open_service("order", settings.order, serve_order(settings.order, settings.tls, drain), drain)
 
 
 @asynccontextmanager
 async def _open_service(
-    name: str, settings: ServiceSettings, service: AbstractAsyncContextManager[BranchServer]
+    name: str, settings: ServiceSettings, service: AbstractAsyncContextManager[BranchServer], drain: Drain
 ) -> AsyncIterator[Role]:
     """A gRPC service on a database of its own, and what its operators ask."""
     async with AsyncExitStack() as stack:
@@ -190,17 +205,21 @@ async def _open_service(
         async with opening_database(f"{name}.database_url", url):
             served = await stack.enter_async_context(service)
         readiness = Readiness(name, {"database": served.check})
-        ops = await stack.enter_async_context(serve_ops(settings.ops, readiness))
-        stack.callback(readiness.stop)
+        drain.when_begun(readiness.stop)
+        ops = await stack.enter_async_context(serve_ops(settings.ops, readiness, drain))
         addresses = {f"{name}.grpc": served.address, f"{name}.ops": ops}
         if served.branch_address is not None:
             addresses[f"{name}.branch_grpc"] = served.branch_address
-        yield Role(name, addresses)
+        try:
+            yield Role(name, addresses, drain)
+        finally:
+            drain.begin()
 
 
 @asynccontextmanager
-async def open_front(settings: Settings) -> AsyncIterator[Role]:
+async def open_front(settings: Settings, drain: Drain | None = None) -> AsyncIterator[Role]:
     """Raises AdmissionUnavailable or PublishUnknown when Redis or Kafka does not answer at start, and Unfit."""
+    drain = drain or Drain(settings.front.drain_timeout_ms)
     await refuse_strangers_of_front(settings)
     async with AsyncExitStack() as stack:
         admission = await stack.enter_async_context(
@@ -213,7 +232,7 @@ async def open_front(settings: Settings) -> AsyncIterator[Role]:
             )
         )
         await admission.sales.check()
-        publisher = await stack.enter_async_context(open_publisher(settings.kafka))
+        publisher = await stack.enter_async_context(open_publisher(settings.kafka, drain))
         await publisher.require_topics({"kafka.topic": settings.kafka.topic})
         channel = await stack.enter_async_context(open_channel(settings.product.grpc, settings.tls))
         served = await stack.enter_async_context(
@@ -224,21 +243,22 @@ async def open_front(settings: Settings) -> AsyncIterator[Role]:
                 product=channel,
                 product_address=settings.product.grpc,
                 tls=settings.tls,
+                drain=drain,
             )
         )
-        yield Role("front", {"front.http": served.http_address, "front.grpc": served.grpc_address})
+        yield Role("front", {"front.http": served.http_address, "front.grpc": served.grpc_address}, drain)
 
 
 @asynccontextmanager
 async def open_carrier(
-    settings: Settings,
-) -> AsyncIterator[tuple[Carrier, Mapping[str, Check]]]:
+    settings: Settings, drain: Drain | None = None
+) -> AsyncIterator[tuple[SeckillCarrier, Mapping[str, Check]]]:
     """What carries an order from the topic to its end, and how to ask whether its dependencies answer."""
     async with AsyncExitStack() as stack:
         admission = await stack.enter_async_context(
             open_admission(settings.redis, settings.ledger, batch_max=settings.front.admission_batch_max)
         )
-        publisher = await stack.enter_async_context(open_publisher(settings.kafka))
+        publisher = await stack.enter_async_context(open_publisher(settings.kafka, drain))
         await publisher.require_topics(
             {"kafka.topic": settings.kafka.topic, "kafka.dead_letter_topic": settings.kafka.dead_letter_topic}
         )
@@ -246,29 +266,43 @@ async def open_carrier(
         order_channel = await stack.enter_async_context(open_channel(settings.order.grpc, settings.tls))
         client = await stack.enter_async_context(open_dtm(settings))
         reservations = Reservations(channel, address=settings.product.grpc, timeout_ms=settings.dtm.request_timeout_ms)
+        checks = _checks(settings, admission, publisher, product=channel, order=order_channel, client=client)
+        dependencies = Dependencies(
+            "worker",
+            {**checks, "coordinator": lambda: _try_coordinator(client)},
+            BreakerLimits(settings.worker.circuit_failures_max, settings.worker.circuit_pause_ms),
+        )
+        stack.push_async_callback(dependencies.close)
         carrier = SeckillCarrier(
             ledger=admission.ledger,
-            late=LateAdmission(admission.gate, reservations),
+            late=LateAdmission(
+                admission.gate,
+                reservations,
+                doubt=admission.ledger.doubt,
+                on_offer=ProductClient(channel, address=settings.product.grpc).is_on_offer,
+            ),
             checkout=TccCheckout(client, reservations, _plan(settings)),
             reservations=reservations,
             dead_letters=DeadLetters(publisher, topic=settings.kafka.dead_letter_topic, group=settings.kafka.group),
             policy=RetryPolicy(settings.retry.attempts_max, settings.retry.base_ms, settings.retry.cap_ms),
+            dependencies=dependencies,
             undecided_wait_ms=settings.ledger.undecided_wait_ms,
         )
-        yield carrier, _checks(settings, admission, publisher, product=channel, order=order_channel, client=client)
+        yield carrier, {**checks, "circuits": dependencies.check}
 
 
 @asynccontextmanager
-async def open_worker(settings: Settings) -> AsyncIterator[Role]:
+async def open_worker(settings: Settings, drain: Drain | None = None) -> AsyncIterator[Role]:
     """The consumer of the topic. On leaving it stops fetching, finishes what it holds, commits and leaves the group.
 
     Raises AdmissionUnavailable or PublishUnknown when Redis or Kafka does not answer at start, and Unfit.
     """
+    drain = drain or Drain(settings.worker.drain_timeout_ms)
     await refuse_strangers_of_worker(settings)
     async with AsyncExitStack() as stack:
-        carrier, checks = await stack.enter_async_context(open_carrier(settings))
+        carrier, checks = await stack.enter_async_context(open_carrier(settings, drain))
         await checks["redis"]()
-        consumer = await stack.enter_async_context(open_consumer(settings.kafka))
+        consumer = await stack.enter_async_context(open_consumer(settings.kafka, drain))
         limits = WorkerLimits(
             batch_max=settings.worker.batch_max,
             groups_per_sale_max=settings.worker.groups_per_sale_max,
@@ -276,15 +310,16 @@ async def open_worker(settings: Settings) -> AsyncIterator[Role]:
             poll_timeout_ms=settings.worker.poll_timeout_ms,
             drain_timeout_ms=settings.worker.drain_timeout_ms,
         )
-        worker = Worker(consumer, carrier, limits)
+        worker = Worker(consumer, carrier, limits, held_back=carrier.held_back, drain=drain)
         readiness = Readiness("worker", {**checks, "group": lambda: _in_group(worker)})
-        ops = await stack.enter_async_context(serve_ops(settings.worker.ops, readiness))
+        drain.when_begun(readiness.stop)
+        ops = await stack.enter_async_context(serve_ops(settings.worker.ops, readiness, drain))
         task = asyncio.create_task(worker.run([settings.kafka.topic]), name="worker")
         try:
             await _joined(worker, task, settings.kafka)
-            yield Role("worker", {"worker.ops": ops}, task)
+            yield Role("worker", {"worker.ops": ops}, drain, task)
         finally:
-            readiness.stop()
+            drain.begin()
             worker.stop()
             if not worker.joined.is_set():
                 task.cancel()  # it waits for its first partitions, and holds nothing
@@ -351,6 +386,13 @@ async def _check_coordinator(client: DtmClient) -> None:
     await client.new_gid()
 
 
+async def _try_coordinator(client: DtmClient) -> None:
+    """Whether it can write its log, which a gid does not need: a transaction without branches, rolled back at once."""
+    gid = uuid7().hex
+    await client.prepare(gid)
+    await client.abort(gid, reason="only to see whether the log can be written")
+
+
 def _plan(settings: Settings) -> TccPlan:
     return TccPlan(
         product_address=settings.product.grpc,
@@ -384,11 +426,36 @@ def _registered(name: str, service: ServiceSettings, settings: Settings) -> str:
 
 
 @asynccontextmanager
-async def open_reconciler(settings: Settings) -> AsyncIterator[tuple[Reconciler, Mapping[str, Check]]]:
+async def open_orphans(settings: Settings) -> AsyncIterator[Orphans]:
+    """What ends transactions for a coordinator that lost them; it connects when it is first used."""
+    async with (
+        open_channel(settings.product.grpc, settings.tls) as product,
+        open_channel(settings.order.grpc, settings.tls) as order,
+        open_dtm(settings) as client,
+    ):
+        yield _orphans(settings, client, product=product, order=order)
+
+
+def _orphans(settings: Settings, client: DtmClient, *, product: grpc.aio.Channel, order: grpc.aio.Channel) -> Orphans:
+    """It calls branches itself, where we dial them, and not where a coordinator does."""
+    return Orphans(
+        client,
+        product=product,
+        order=order,
+        product_address=settings.product.grpc,
+        order_address=settings.order.grpc,
+        timeout_ms=settings.dtm.request_timeout_ms,
+    )
+
+
+@asynccontextmanager
+async def open_reconciler(
+    settings: Settings, drain: Drain | None = None
+) -> AsyncIterator[tuple[Reconciler, Mapping[str, Check]]]:
     """What looks after orders and transactions that somebody left behind, and how to ask for its dependencies."""
     async with AsyncExitStack() as stack:
         admission = await stack.enter_async_context(open_admission(settings.redis, settings.ledger))
-        publisher = await stack.enter_async_context(open_publisher(settings.kafka))
+        publisher = await stack.enter_async_context(open_publisher(settings.kafka, drain))
         await publisher.require_topics({"kafka.topic": settings.kafka.topic})
         channel = await stack.enter_async_context(open_channel(settings.product.grpc, settings.tls))
         order_channel = await stack.enter_async_context(open_channel(settings.order.grpc, settings.tls))
@@ -397,17 +464,9 @@ async def open_reconciler(settings: Settings) -> AsyncIterator[tuple[Reconciler,
         products = ProductClient(channel, address=settings.product.grpc)
         reconciler = Reconciler(
             ledger=admission.ledger,
-            sales=lambda product_id: products.list_sales(product_id=product_id),
+            sale=products.find_sale,
             reservations=reservations,
-            orphans=Orphans(
-                client,
-                product=channel,
-                order=order_channel,
-                # It calls branches itself, where we dial them, and not where a coordinator does.
-                product_address=settings.product.grpc,
-                order_address=settings.order.grpc,
-                timeout_ms=settings.dtm.request_timeout_ms,
-            ),
+            orphans=_orphans(settings, client, product=channel, order=order_channel),
             client=client,
             publisher=publisher,
             watermark=lambda: oldest_uncommitted_ms(settings.kafka),
@@ -425,27 +484,67 @@ async def open_reconciler(settings: Settings) -> AsyncIterator[tuple[Reconciler,
 
 
 @asynccontextmanager
-async def open_reconcile(settings: Settings) -> AsyncIterator[Role]:
+async def open_sales_watch(settings: Settings) -> AsyncIterator[SalesWatch]:
+    """What makes Redis' copies of sales again when they are lost."""
+    async with AsyncExitStack() as stack:
+        admission = await stack.enter_async_context(open_admission(settings.redis, settings.ledger))
+        publisher = await stack.enter_async_context(open_publisher(settings.kafka))
+        topic, letters = settings.kafka.topic, settings.kafka.dead_letter_topic
+        await publisher.require_topics({"kafka.topic": topic, "kafka.dead_letter_topic": letters})
+        channel = await stack.enter_async_context(open_channel(settings.product.grpc, settings.tls))
+        reservations = Reservations(channel, address=settings.product.grpc, timeout_ms=settings.dtm.request_timeout_ms)
+        products = ProductClient(channel, address=settings.product.grpc)
+        rebuilder = Rebuilder(
+            book=admission.rebuilds,
+            ledger=admission.ledger,
+            reservations=reservations,
+            rows=products,
+            copy_terms=SaleDesk(products, admission.sales).copy,
+            read_records=lambda since_ms, take: read_since(settings.kafka, topic, since_ms, take),
+            read_letters=lambda since_ms, take: read_since(settings.kafka, letters, since_ms, take),
+            wait_ms=settings.reconcile.rebuild_wait_ms,
+            look_after_ms=settings.ledger.republish_after_ms,
+            clock_ms=lambda: time.time_ns() // 1_000_000,
+        )
+        lost = LostSales(admission.rebuilds, products, reservations)
+        yield SalesWatch(lost, rebuilder, every_ms=settings.reconcile.every_ms)
+
+
+@asynccontextmanager
+async def open_reconcile(settings: Settings, drain: Drain | None = None) -> AsyncIterator[Role]:
     """Raises AdmissionUnavailable or PublishUnknown when Redis or Kafka does not answer at start, and Unfit."""
+    drain = drain or Drain(settings.reconcile.drain_timeout_ms)
     await refuse_strangers_of_worker(settings)
     async with AsyncExitStack() as stack:
-        reconciler, checks = await stack.enter_async_context(open_reconciler(settings))
+        reconciler, checks = await stack.enter_async_context(open_reconciler(settings, drain))
+        watch = await stack.enter_async_context(open_sales_watch(settings))
         await checks["redis"]()
         readiness = Readiness("reconcile", checks)
-        ops = await stack.enter_async_context(serve_ops(settings.reconcile.ops, readiness))
+        drain.when_begun(readiness.stop)
+        ops = await stack.enter_async_context(serve_ops(settings.reconcile.ops, readiness, drain))
         task = asyncio.create_task(reconciler.run(), name="reconcile")
+        watching = asyncio.create_task(watch.run(), name="sales-watch")  # beside it: a rebuild takes its time
         try:
-            yield Role("reconcile", {"reconcile.ops": ops}, task)
+            yield Role("reconcile", {"reconcile.ops": ops}, drain, task)
         finally:
-            readiness.stop()
+            drain.begin()
             reconciler.stop()
-            _, unfinished = await asyncio.wait({task}, timeout=settings.reconcile.drain_timeout_ms / 1000)
+            watch.stop()
+            watching.cancel()  # a rebuild gives back what it has begun, and the next one begins anew
+            _, unfinished = await asyncio.wait({task, watching}, timeout=drain.work_left_s())
+            drain.leave("looks", len(unfinished))
             if unfinished:  # every step of a look may be cut off: the next look finds what is left
                 task.cancel()
                 await asyncio.wait({task})
 
 
-ROLES: Mapping[str, Callable[[Settings], AbstractAsyncContextManager[Role]]] = {
+class OpenRole(Protocol):
+    """Builds a role from settings. It ends within `drain`; without one, within `drain_timeout_ms` of its section."""
+
+    def __call__(self, settings: Settings, drain: Drain | None = None) -> AbstractAsyncContextManager[Role]: ...
+
+
+ROLES: Mapping[str, OpenRole] = {
     "coordinator": open_coordinator,
     "product": open_product,
     "order": open_order,
@@ -457,23 +556,35 @@ ROLES: Mapping[str, Callable[[Settings], AbstractAsyncContextManager[Role]]] = {
 
 
 async def run_role(name: str, settings: Settings, *, started: Callable[[Role], None] | None = None) -> None:
-    """One role as a process: serves until SIGTERM or SIGINT, then drains. Raises what ended it otherwise."""
+    """One role as a process: serves until SIGTERM or SIGINT, then drains. Raises what ended it otherwise, and
+    DrainIncomplete; what hangs beyond the deadline ends with the process.
+    """
     warn_of_plaintext(name, settings)
     async with ROLES[name](settings) as role:
         log.info("role_started", role=name, **role.addresses)
         if started is not None:
             started(role)
         await until_stopped(role)
-        log.info("role_draining", role=name)
+        delay_ms = drain_delay_ms(settings, name)
+        log.info("role_draining", role=name, timeout_ms=role.drain.timeout_ms, delay_ms=delay_ms)
+        await role.drain.begin_process(delay_ms=delay_ms)
+    role.drain.end_process()
     log.info("role_stopped", role=name)
 
 
+def drain_delay_ms(settings: Settings, role: str) -> int:
+    """How long a role serves on after it is unready: 0 for those that nobody sends work to."""
+    delay_ms: int = getattr(getattr(settings, role), "drain_delay_ms", 0)
+    return delay_ms
+
+
 async def until_stopped(*roles: Role) -> None:
-    """Returns on SIGTERM or SIGINT; raises when a role's own task ends before that."""
+    """Returns on SIGTERM or SIGINT; raises when a role's own task ends before that. From then on a second signal ends
+    the process at once.
+    """
     loop = asyncio.get_running_loop()
     signalled = asyncio.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, signalled.set)
     waiting = asyncio.create_task(signalled.wait())
     tasks = {role.task for role in roles if role.task is not None}
@@ -486,9 +597,9 @@ async def until_stopped(*roles: Role) -> None:
         waiting.cancel()
         with suppress(asyncio.CancelledError):
             await waiting
-        for number, handler in before.items():
+        for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
-            signal.signal(number, handler)  # a second signal, while it drains, goes where the first would have gone
+        second_signal_ends_process()
 
 
 # --- everything in one process ---------------------------------------------------------------------------------------
@@ -499,7 +610,13 @@ class Embedded:
     """The whole pipeline in this process. `settings` name where everything really listens."""
 
     settings: Settings
+    drain: Drain  # of all roles together
     roles: tuple[Role, ...] = field(default_factory=tuple)
+
+    async def until_stopped(self) -> None:
+        """As `until_stopped`; then they are unready, and what hangs beyond the deadline ends with the process."""
+        await until_stopped(*self.roles)
+        await self.drain.begin_process(delay_ms=self.settings.front.drain_delay_ms)
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -540,14 +657,15 @@ async def open_on_servers(settings: Settings) -> AsyncIterator[Embedded]:
         yield await _open_roles(stack, settings, [name for name in ROLES if name != "coordinator"])
 
 
-async def _open_roles(stack: AsyncExitStack, settings: Settings, names: Iterable[str]) -> Embedded:
+async def _open_roles(stack: AsyncExitStack, settings: Settings, names: Collection[str]) -> Embedded:
     """Starts them one after the other; the addresses of each are settings of those that follow."""
     roles = []
+    drain = Drain(max(getattr(settings, name).drain_timeout_ms for name in names))
     for name in names:
-        role = await stack.enter_async_context(ROLES[name](listening(settings, name)))
+        role = await stack.enter_async_context(ROLES[name](listening(settings, name), drain))
         settings = with_values(settings, _as_sections(role.addresses))
         roles.append(role)
-    return Embedded(settings, tuple(roles))
+    return Embedded(settings, drain, tuple(roles))
 
 
 async def _upgrade_databases(settings: Settings) -> None:

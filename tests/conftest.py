@@ -14,15 +14,20 @@ import pytest
 
 from seckill.embedded import embedded_kafka, embedded_redis
 from tests.servers import Servers, ServersMissing, real_servers
+from tests.support.histories import register_profiles
 from tests.support.sides import SIDES, Side, embedded_side, real_side
 
 pytest_plugins = ["tests.support.coordinator_fixtures"]
+
+register_profiles()
 
 MISSING = "real servers are missing"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--side", choices=SIDES, help="run on this side only; what needs no servers runs anyway")
+    parser.addoption("--all-crash-points", action="store_true", help="kill, hang and cut at every crash point")
+    parser.addoption("--crash-table", metavar="FILE", help="write there how long each crash point took to heal")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

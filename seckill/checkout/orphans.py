@@ -18,6 +18,7 @@ import grpc
 import structlog
 from structlog.contextvars import bound_contextvars
 
+from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.errors import BranchFailed, CoordinatorUnavailable, OrderUnavailable, ProductUnavailable
 from seckill.domain.order import MAX_ID
 from seckill.dtm.client import DtmClient
@@ -118,10 +119,14 @@ class Orphans:
                 case End.CARRIED:
                     return End.CARRIED
                 case End.CONFIRMED:
+                    reach(CrashPoint.ORPHAN_FOUND)
                     await self._call_product(look.gid, CONFIRM, "UpdateProductStock")
                 case End.CANCELLED:
+                    reach(CrashPoint.ORPHAN_FOUND)
                     await self._call_order(look.gid, CANCEL, "RollbackOrder")
+                    reach(CrashPoint.ORPHAN_ORDER_CANCELLED)
                     await self._call_product(look.gid, CANCEL, "RollbackProductStock")
+            reach(CrashPoint.ORPHAN_ENDED)
             log.warning(
                 "orphan_ended",
                 end=look.end.value,

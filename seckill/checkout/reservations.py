@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -15,6 +15,9 @@ from seckill.wire import product_pb2, product_pb2_grpc
 
 LOOKUP_MAX = 500
 """Order ids in one look-up."""
+
+PAGE = 1_000
+"""Reservations of a sale that come at once."""
 
 TRANSIENT = frozenset(
     {
@@ -123,6 +126,33 @@ class Reservations:
                 raise self._problem("Reservations", error) from error
             found |= _by_key(reply.reservations)
         return found
+
+    async def pages_of_sale(self, sale_id: int) -> AsyncIterator[list[Reservation]]:
+        """Every row of the sale, by buyer and order id. Each page is read for itself: rows may change in between."""
+        user_id, key = 0, b""
+        while True:
+            page = await self._of_sale(sale_id, after=(user_id, key), limit=PAGE)
+            if page:
+                yield page
+                user_id, key = page[-1].user_id, page[-1].key
+            if len(page) < PAGE:
+                return
+
+    async def any_open(self, sale_id: int) -> bool:
+        """Whether an order of the sale has a row and has not ended."""
+        return bool(await self._of_sale(sale_id, after=(0, b""), limit=1, open_only=True))
+
+    async def _of_sale(
+        self, sale_id: int, *, after: tuple[int, bytes], limit: int, open_only: bool = False
+    ) -> list[Reservation]:
+        request = product_pb2.ReservationsOfSaleRequest(
+            sale_id=sale_id, after_user_id=after[0], after_order_id=after[1], limit=limit, open_only=open_only
+        )
+        try:
+            reply = await self._stub.ReservationsOfSale(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._problem("ReservationsOfSale", error) from error
+        return [reservation_from_wire(row) for row in reply.reservations]
 
     async def reject(self, orders: Sequence[Order], reasons: Mapping[bytes, str]) -> dict[bytes, Reservation]:
         """Writes `rejected(reason)` over `released` or no row; answers what then stands, which may be another end."""

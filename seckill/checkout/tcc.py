@@ -27,6 +27,7 @@ from seckill.checkout.reservations import (
     outcome_of,
     reservation_from_wire,
 )
+from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.errors import (
     BranchFailed,
     CoordinatorUnavailable,
@@ -130,10 +131,12 @@ class TccCheckout:
         """One global transaction under a new gid, and what follows from its end."""
         gid = uuid7().hex
         with bound_contextvars(gid=gid):
+            reach(CrashPoint.PREPARING)
             try:
                 tcc = await Tcc.begin(self._client, gid, options=self._plan.options)
             except CallFailed as error:  # nothing was tried, so nothing can hold the orders
                 return _all_failed(orders, CoordinatorUnavailable(self._client.address, error.detail))
+            reach(CrashPoint.PREPARED)
             others: dict[bytes, Reservation] = {}
             end = await self._try_branches(tcc, orders, others)
             match end:
@@ -178,12 +181,12 @@ class TccCheckout:
             product_id=first.product_id, sale_id=first.sale_id, items=items_of(orders)
         )
         # Confirm and Cancel act on the rows of their gid: they need no items, and the coordinator's log stays small.
-        reply = await tcc.call_branch(
-            self._plan.product,
-            request.SerializeToString(),
-            registered=small.SerializeToString(),
-            timeout_ms=self._plan.try_timeout_ms,
+        context = await tcc.register(self._plan.product, small.SerializeToString())
+        reach(CrashPoint.PRODUCT_REGISTERED)
+        reply = await tcc.call_try(
+            self._plan.product, context, request.SerializeToString(), timeout_ms=self._plan.try_timeout_ms
         )
+        reach(CrashPoint.PRODUCT_TRIED)
         rows = product_pb2.UpdateProductStockResponse.FromString(reply.payload).outcomes
         survivors = []
         for order, row in zip(orders, map(reservation_from_wire, rows), strict=True):
@@ -208,7 +211,11 @@ class TccCheckout:
                 for order in survivors
             ],
         )
-        await tcc.call_branch(self._plan.order, request.SerializeToString(), timeout_ms=self._plan.try_timeout_ms)
+        payload = request.SerializeToString()
+        context = await tcc.register(self._plan.order, payload)
+        reach(CrashPoint.ORDER_REGISTERED)
+        await tcc.call_try(self._plan.order, context, payload, timeout_ms=self._plan.try_timeout_ms)
+        reach(CrashPoint.ORDER_TRIED)
 
     def _broken(
         self, gid: str, error: CallFailed, branch: Branch, unavailable: type[ProductUnavailable | OrderUnavailable]
@@ -232,20 +239,24 @@ class TccCheckout:
             await tcc.submit(timeout_ms=self._plan.submit_timeout_ms)
         except CallFailed as error:
             log.warning("submit_unanswered", code=error.code.name, detail=error.detail)
+        reach(CrashPoint.SUBMITTED)
 
     async def _abort(self, tcc: Tcc, reason: str) -> bool:
         """Whether the coordinator says that every branch has been cancelled."""
+        reach(CrashPoint.ABORTING)
         try:
             await tcc.abort(reason=reason)
         except CallFailed as error:
             log.warning("abort_unanswered", code=error.code.name, detail=error.detail)
             return False
+        reach(CrashPoint.ABORTED)
         return True
 
     async def _submitted(self, gid: str, orders: Sequence[Order], others: Mapping[bytes, Reservation]) -> Outcomes:
         rows = await self._rows(gid)
-        if rows is None:
-            return _all_undecided(orders, gid, "submitted, and the product service does not tell what became of it")
+        if isinstance(rows, SeckillError):
+            detail = "submitted, and the product service does not tell what became of it"
+            return _all_undecided(orders, gid, detail, rows)
         known = {**others, **rows}
         return {
             order.order_id: outcome_of(order, known.get(order.key), gid=gid)
@@ -258,8 +269,9 @@ class TccCheckout:
     ) -> Outcomes:
         """What stands after an abort; orders that nothing holds are rejected, run again, or failed, as `end` says."""
         rows = await self._rows(gid)
-        if rows is None:
-            return _all_undecided(orders, gid, "aborted, and the product service does not tell what became of it")
+        if isinstance(rows, SeckillError):
+            detail = "aborted, and the product service does not tell what became of it"
+            return _all_undecided(orders, gid, detail, rows)
         known = {**others, **rows}
         standing = {order.order_id: outcome_of(order, known.get(order.key), gid=gid) for order in orders}
         outcomes: Outcomes = {order_id: outcome for order_id, outcome in standing.items() if outcome is not None}
@@ -267,7 +279,9 @@ class TccCheckout:
         if not free:
             return outcomes
         if not closed:  # a Try that is still on its way could take them yet
-            return outcomes | _all_undecided(free, gid, "the abort was not acknowledged")
+            silent = CoordinatorUnavailable(self._client.address, "the abort was not acknowledged")
+            cause = end.error if isinstance(end, Broken) else silent
+            return outcomes | _all_undecided(free, gid, "the abort was not acknowledged", cause)
         match end:
             case OrdersRefused(reasons):
                 return outcomes | await self._reject_and_rerun(gid, free, reasons)
@@ -300,12 +314,12 @@ class TccCheckout:
             return outcomes | _all_failed(second, error)
         return outcomes | await self._transact(second)
 
-    async def _rows(self, gid: str) -> dict[bytes, Reservation] | None:
+    async def _rows(self, gid: str) -> dict[bytes, Reservation] | SeckillError:
         try:
             return await self._reservations.of_gid(gid)
         except SeckillError as error:
             log.warning("rows_unread", error=str(error))
-            return None
+            return error
 
 
 def _refused_orders(error: Refused) -> dict[bytes, str]:
@@ -319,5 +333,5 @@ def _all_failed(orders: Sequence[Order], error: Exception) -> Outcomes:
     return {order.order_id: Failed(error) for order in orders}
 
 
-def _all_undecided(orders: Sequence[Order], gid: str, detail: str) -> Outcomes:
-    return {order.order_id: Undecided(gid, detail) for order in orders}
+def _all_undecided(orders: Sequence[Order], gid: str, detail: str, cause: Exception | None) -> Outcomes:
+    return {order.order_id: Undecided(gid, detail, cause) for order in orders}

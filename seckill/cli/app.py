@@ -27,6 +27,7 @@ from seckill.cli import (
     status,
     topics,
     tx,
+    tx_mending,
 )
 from seckill.cli.console import note
 from seckill.cli.errors import FAILED, INTERRUPTED, TERMINATED, explained
@@ -127,6 +128,8 @@ app.add_typer(bench.commands, name="bench")
 app.command("publish")(publish.publish)
 app.add_typer(order.commands, name="order")
 app.command("status")(status.status)
+tx.commands.command("retry")(tx_mending.retry)
+tx.commands.command("resolve")(tx_mending.resolve)
 app.add_typer(tx.commands, name="tx")
 app.command("audit")(audit.audit)
 app.command("doctor")(doctor.doctor)

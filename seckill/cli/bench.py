@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from seckill.cli.console import note, print_json, print_table
+from seckill.cli.console import note, print_json, print_table, say
 from seckill.cli.errors import FAILED, WrongUsage
 from seckill.cli.state import JsonOption, chosen, role_settings, run_pipeline
 
 if TYPE_CHECKING:
     from seckill.bench.backlog import BacklogResult
     from seckill.bench.front import AcceptResult
+    from seckill.bench.memory import MemoryResult
     from seckill.settings import Settings
 
 commands = typer.Typer(
@@ -100,6 +101,44 @@ def accept(
         raise typer.Exit(FAILED)
 
 
+@commands.command()
+def memory(
+    context: typer.Context,
+    requests: Annotated[int, typer.Option(min=1, max=100_000_000, help="After so many, the last look.")] = 1_000_000,
+    first: Annotated[int, typer.Option(min=1, max=100_000_000, help="After so many, the first look.")] = 200_000,
+    units: Annotated[int, typer.Option(min=1, max=1_000_000, help="Units of each sale; a sale lasts 5 s.")] = 5_000,
+    connections: Annotated[int, typer.Option(min=1, max=10_000, help="Connections of the load generator.")] = 64,
+    own_coordinator: Annotated[
+        bool, typer.Option("--own-coordinator", help="Start and use `seckill coordinator` instead of dtm.grpc.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Whether a role's memory grows with the requests: its resident size early and late.
+
+    One sale after the other, each with far more buyers than units. Exit code
+    1: a role has grown by more than a tenth between the two looks.
+
+    Examples:
+
+      seckill --config config/compose.toml bench memory
+      seckill bench memory --requests 400000 --first 100000 --json
+    """
+    if first >= requests:
+        raise WrongUsage("--first must be below --requests")
+    settings = _settings(context)
+    from seckill.bench.memory import RATIO_MAX, MemoryOptions, run_memory
+
+    options = MemoryOptions(requests, first, units, connections, own_coordinator=own_coordinator)
+    result = run_pipeline(run_memory(settings, options, config=chosen(context).config))
+    if as_json:
+        print_json(_memory_report(result))
+    else:
+        _show_memory(result)
+    if grown := result.grown():
+        note(f"seckill: {', '.join(grown)}: grown to more than {RATIO_MAX} times its size")
+        raise typer.Exit(FAILED)
+
+
 def _settings(context: typer.Context) -> Settings:
     """For a measurement; called before gRPC is loaded, for the sake of its first line."""
     # The roles are started while gRPC runs; as new programs, which gRPC's handlers for forks need not prepare for.
@@ -159,3 +198,27 @@ def _show_accept(result: AcceptResult) -> None:
         ("latency", f"{result.p50_ms:.1f} ms", f"p50; p99 {result.p99_ms:.1f} ms"),
     ]
     print_table(("what", "figure", "of that"), rows)
+
+
+def _memory_report(result: MemoryResult) -> dict[str, Any]:
+    return {
+        "seconds": round(result.seconds, 1),
+        "sales": result.sales,
+        "requests": {"first": result.first.requests, "last": result.last.requests},
+        "accepted": {"first": result.first.accepted, "last": result.last.accepted},
+        "resident_bytes": {
+            name: {"first": result.first.resident_bytes[name], "last": last, "ratio": round(result.ratios()[name], 3)}
+            for name, last in result.last.resident_bytes.items()
+        },
+    }
+
+
+def _show_memory(result: MemoryResult) -> None:
+    columns = ("role", f"after {result.first.requests:,}", f"after {result.last.requests:,} requests", "ratio")
+    rows = [
+        (name, f"{result.first.resident_bytes[name] / 2**20:.1f} MiB", f"{last / 2**20:.1f} MiB",
+         f"{result.ratios()[name]:.3f}")
+        for name, last in result.last.resident_bytes.items()
+    ]  # fmt: skip
+    print_table(columns, rows)
+    say(f"{result.last.accepted:,} accepted, in {result.sales} sales, in {result.seconds:,.0f} s")

@@ -25,7 +25,7 @@ from seckill.cli.state import client_settings, role_settings, run_pipeline
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from seckill.demo.audit import Verdict
+    from seckill.audit.rules import Verdict
     from seckill.demo.run import DemoOptions, DemoResult, Live
     from seckill.settings import Settings
 
@@ -107,7 +107,7 @@ async def _demo(settings: Settings, options: DemoOptions, replies: Path | None, 
     from seckill.cli.run_file import run_file
     from seckill.demo.report import demo_report
     from seckill.demo.run import run_demo
-    from seckill.wiring import open_embedded, open_on_servers, until_stopped
+    from seckill.wiring import open_embedded, open_on_servers
 
     on_servers = settings.profile == "real"
     starting(embedded=not on_servers)
@@ -124,11 +124,12 @@ async def _demo(settings: Settings, options: DemoOptions, replies: Path | None, 
                 announce(embedded.addresses, embedded.settings, as_json)
                 _show(report, result, as_json)
                 note("seckill: running on until Ctrl-C")
-                await until_stopped(*embedded.roles)
+                await embedded.until_stopped()
                 note("seckill: draining …")
         else:
             _show(report, result, as_json)
     if keep:
+        embedded.drain.end_process()
         note("seckill: drained and ended")
     return OK if result.fine else FAILED
 
@@ -221,10 +222,10 @@ def show_demo(report: dict[str, Any]) -> None:
     say("")
 
 
-def show_verdict(verdict: Verdict) -> None:
-    """The six invariants, and what breaks one."""
-    from seckill.demo.audit import Invariant
-    from seckill.demo.report import BREACHES_SHOWN, MEANING
+def show_verdict(verdict: Verdict, *, shown: int = 20) -> None:
+    """The six invariants, and what breaks one: the first `shown` of each."""
+    from seckill.audit.report import MEANING
+    from seckill.audit.rules import Invariant
 
     rows = [
         (invariant.value, "no" if verdict.breaches[invariant] else "yes", MEANING[invariant]) for invariant in Invariant
@@ -235,7 +236,7 @@ def show_verdict(verdict: Verdict) -> None:
     lost = f"{len(verdict.lost)} orders lost" if verdict.lost else "no order lost"
     say(f"{len(rows) - broken} of {len(rows)} invariants hold; {verdict.oversold} units oversold, {lost}.")
     for invariant, found in verdict.breaches.items():
-        for breach in found[:BREACHES_SHOWN]:
+        for breach in found[:shown]:
             note(f"{invariant.value}: {breach.what}: {breach.problem}")
-        if len(found) > BREACHES_SHOWN:
-            note(f"{invariant.value}: and {len(found) - BREACHES_SHOWN} more")
+        if len(found) > shown:
+            note(f"{invariant.value}: and {len(found) - shown} more")

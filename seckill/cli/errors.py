@@ -46,11 +46,13 @@ def explained(error: Exception) -> tuple[int, str] | None:  # noqa: PLR0911, PLR
     from seckill.domain.errors import (
         AdmissionUnavailable,
         ConsumerEnded,
+        CoordinatorUnavailable,
         ProductUnavailable,
         PublishUnknown,
         SeckillError,
         Unfit,
     )
+    from seckill.draining import DrainIncomplete
     from seckill.dtm.errors import DtmError, Unavailable
     from seckill.ops import PortInUse
     from seckill.schema import SchemaLocked, SchemaOutdated
@@ -61,6 +63,8 @@ def explained(error: Exception) -> tuple[int, str] | None:  # noqa: PLR0911, PLR
             return error.exit_code, str(error)
         case SettingsError():
             return USAGE, str(error)
+        case DrainIncomplete():
+            return FAILED, str(error)
         case PortInUse() | SchemaOutdated() | Unfit():
             return UNREACHABLE, str(error)
         case FrontUnavailable():
@@ -82,6 +86,8 @@ def explained(error: Exception) -> tuple[int, str] | None:  # noqa: PLR0911, PLR
             return UNREACHABLE, f"{error}; start the worker again"
         case DatabaseUnavailable():
             return UNREACHABLE, f"{error}; {error.remedy}"
+        case CoordinatorUnavailable(__cause__=Unavailable() as cause):
+            return UNREACHABLE, coordinator_silent(cause)
         case SeckillError() | DtmError() if error.retryable:
             setting = getattr(error, "setting", "")
             remedy = (

@@ -73,13 +73,14 @@ async def _up(settings: Settings, as_json: bool) -> None:
     check_ports(settings, EVERY_ADDRESS)
     starting()
     from seckill.cli.run_file import run_file
-    from seckill.wiring import open_embedded, until_stopped
+    from seckill.wiring import open_embedded
 
     async with open_embedded(settings) as embedded:
         with run_file(embedded.settings):
             announce(embedded.addresses, embedded.settings, as_json)
-            await until_stopped(*embedded.roles)
+            await embedded.until_stopped()
             note("seckill: draining …")
+    embedded.drain.end_process()
     note("seckill: drained and ended")
 
 

@@ -40,15 +40,21 @@ from seckill.coordinator.state import BranchOp, Status, Transaction, now_ms
 from seckill.coordinator.store import Store, StoreUnavailable
 from seckill.coordinator.tables import ID_LENGTH_MAX, REASON_LENGTH_MAX, URL_LENGTH_MAX
 from seckill.coordinator.tcc import Tcc
+from seckill.crashpoints import CrashPoint, reach
+from seckill.draining import Drain
 from seckill.dtm.channels import Channels
-from seckill.dtm.protocol import TransOptions
+from seckill.dtm.protocol import CANCEL, CONFIRM, TransOptions
 
 SLOW_CALL_MS = 1_500  # DTM resets the pause between repeats after a call that took longer
 LEASE_MARGIN_MS = 2_000  # for the log's writes around a branch call
 CLAIM_MAX = 50  # transactions that a cron run takes up at once
 STUCK_AFTER_MS = 60_000
+DRAIN_TIMEOUT_MS = 10_000
 SECONDS_MAX = 31_536_000  # a year
 HEADERS_BYTES_MAX = 4_096  # gRPC takes 8 KiB of metadata, ours and its own included
+
+CALLING = {CONFIRM: CrashPoint.CONFIRM_CALLING, CANCEL: CrashPoint.CANCEL_CALLING}
+CALLED = {CONFIRM: CrashPoint.CONFIRM_CALLED, CANCEL: CrashPoint.CANCEL_CALLED}
 
 T = TypeVar("T")
 
@@ -105,16 +111,16 @@ PATTERNS: Mapping[str, Pattern] = {pattern.trans_type: pattern for pattern in (T
 class Coordinator:
     """Serves the requests of `dtmgimp.Dtm`; each raises Refusal or StoreUnavailable.
 
-    An asynchronous context manager: inside it the cron runs are on. Leaving it waits, up to `drain_timeout_ms`, for
+    An asynchronous context manager: inside it the cron runs are on. Leaving it waits, as long as `drain` allows, for
     the branch calls under way; the log has the rest.
     """
 
-    def __init__(self, store: Store, channels: Channels, timing: Timing, *, drain_timeout_ms: int = 10_000) -> None:
+    def __init__(self, store: Store, channels: Channels, timing: Timing, drain: Drain | None = None) -> None:
         self.owner = uuid7().hex
         self._store = store
         self._dispatch = Dispatch(channels)
         self._timing = timing
-        self._drain_timeout_ms = drain_timeout_ms
+        self._drain = drain or Drain(DRAIN_TIMEOUT_MS)
         self._running: dict[str, asyncio.Task[Refusal | None]] = {}
         self._starting = 0
         self._finishing: set[asyncio.Task[Any]] = set()
@@ -128,13 +134,16 @@ class Coordinator:
     async def __aexit__(self, *_: object) -> None:
         assert self._cron is not None
         self._stopping.set()
-        await self._cron
-        under_way: set[asyncio.Task[Any]] = {*self._finishing, *self._running.values()}
-        if under_way:
-            ended, late = await asyncio.wait(under_way, timeout=self._drain_timeout_ms / 1000)
-            for task in late:
-                task.cancel()
-            log.info("coordinator_drained", finished=len(ended), left_to_recovery=len(late))
+        await asyncio.wait({self._cron}, timeout=self._drain.work_left_s())  # until then it may begin attempts
+        under_way: set[asyncio.Task[Any]] = {self._cron, *self._finishing, *self._running.values()}
+        await asyncio.wait(under_way, timeout=self._drain.work_left_s())
+        left = max(len(self._running), len(self._finishing))
+        self._drain.leave("transactions", left)
+        for task in under_way:
+            task.cancel()  # those that are done stay as they are
+        if self._cron.done() and not self._cron.cancelled():
+            await self._cron  # raises what nobody foresaw
+        log.info("coordinator_drained", under_way=len(under_way) - 1, left_to_recovery=left)
 
     @property
     def running(self) -> int:
@@ -215,6 +224,13 @@ class Coordinator:
         waiting = await self._store.later(after_ms=1_000 * after_s, limit=limit)
         reset = await asyncio.gather(*(self._store.write(Reset(each.gid)) for each in waiting))
         return sum(reset)
+
+    async def reset_cron_of(self, gid: str) -> bool:
+        """Makes one transaction due, if it is unfinished; whether there is one of that gid."""
+        if await self._store.find(gid) is None:
+            return False
+        await self._store.write(Reset(gid))
+        return True
 
     async def check(self) -> None:
         """Reads from the log. Raises what the database raises."""
@@ -355,7 +371,10 @@ class Coordinator:
                 return refusals.still_ongoing()
             began = time.monotonic()
             timeout_ms = self._timing.timeout_ms(options)
-            match await self._dispatch.call(transaction, branch, options, timeout_ms=timeout_ms):
+            reach(CALLING[branch.op])
+            answer = await self._dispatch.call(transaction, branch, options, timeout_ms=timeout_ms)
+            reach(CALLED[branch.op])
+            match answer:
                 case Unfinished() as unfinished:
                     await self._postpone(transaction, branch, unfinished)
                     return unfinished.refusal

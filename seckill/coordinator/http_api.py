@@ -13,11 +13,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from seckill.coordinator import refusals
 from seckill.coordinator.engine import Coordinator
 from seckill.coordinator.state import BranchOp, Status, Transaction, options_to_json
 from seckill.coordinator.store import StoreUnavailable
@@ -25,6 +27,7 @@ from seckill.coordinator.store import StoreUnavailable
 PAGE_DEFAULT = 100
 PAGE_MAX = 1_000
 NUMBER_MAX = 2**63 - 1
+BODY_BYTES_MAX = 4_096
 
 
 def coordinator_app(coordinator: Coordinator, extra_routes: Sequence[BaseRoute] = ()) -> Starlette:
@@ -37,11 +40,12 @@ def coordinator_app(coordinator: Coordinator, extra_routes: Sequence[BaseRoute] 
         "/api/dtmsvr/version": _version,
     }
     own = [Route(path, functools.partial(_served, coordinator, handler)) for path, handler in handlers.items()]
-    return Starlette(routes=[*extra_routes, *own])
+    reset = functools.partial(_served, coordinator, _reset_next_cron_time)
+    return Starlette(routes=[*extra_routes, *own, Route("/api/dtmsvr/resetNextCronTime", reset, methods=["POST"])])
 
 
 class _BadQuery(Exception):
-    """A query parameter that cannot be used."""
+    """A query parameter or a body that cannot be used."""
 
 
 async def _served(
@@ -94,6 +98,33 @@ async def _reset_cron_time(coordinator: Coordinator, request: Request) -> Respon
     limit = _number(request, "limit", PAGE_DEFAULT, highest=PAGE_MAX)
     count = await coordinator.reset_cron(later_than_s=_optional_number(request, "timeout"), limit=limit)
     return JSONResponse({"has_remaining": count == limit, "succeed_count": count})
+
+
+async def _reset_next_cron_time(coordinator: Coordinator, request: Request) -> Response:
+    """Of the one transaction that the body names. A finished one is left as it is, and that is a success, as DTM's."""
+    gid = await _gid_in_body(request)
+    if not await coordinator.reset_cron_of(gid):
+        return JSONResponse({"message": refusals.unknown_gid(gid)}, status_code=500)  # as DTM does
+    return JSONResponse({"dtm_result": "SUCCESS"})
+
+
+async def _gid_in_body(request: Request) -> str:
+    """Raises _BadQuery unless the body is a small JSON object; a gid that is left out is empty."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_BYTES_MAX:
+            raise _BadQuery(f"the body has more than {BODY_BYTES_MAX} bytes")
+    try:
+        return msgspec.json.decode(body, type=_OfOne).gid
+    except msgspec.MsgspecError as error:
+        raise _BadQuery(f"the body: {error}") from error
+
+
+class _OfOne(msgspec.Struct):
+    """A request about one transaction."""
+
+    gid: str = ""
 
 
 async def _version(coordinator: Coordinator, _request: Request) -> Response:

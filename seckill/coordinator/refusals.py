@@ -49,7 +49,11 @@ def cannot_abort(trans_type: str, status: Status) -> Refusal:
 
 
 def cannot_abort_unknown(gid: str) -> Refusal:
-    return Refusal(grpc.StatusCode.INTERNAL, f"no TransGlobal with gid: {gid} found")
+    return Refusal(grpc.StatusCode.INTERNAL, unknown_gid(gid))
+
+
+def unknown_gid(gid: str) -> str:
+    return f"no TransGlobal with gid: {gid} found"
 
 
 def cannot_register(gid: str) -> Refusal:

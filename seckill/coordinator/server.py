@@ -13,6 +13,7 @@ from seckill.coordinator.engine import Coordinator, Timing
 from seckill.coordinator.grpc_api import DtmApi, status_of
 from seckill.coordinator.http_api import coordinator_app
 from seckill.coordinator.store import OnWrite, Store
+from seckill.draining import Drain
 from seckill.dtm.channels import Channels
 from seckill.dtm.serving import serve
 from seckill.ops import Readiness, ops_routes, serve_http
@@ -39,6 +40,7 @@ async def serve_coordinator(
     tls: TlsSettings = NO_TLS,
     extra_routes: Sequence[BaseRoute] = (),
     on_write: OnWrite | None = None,
+    drain: Drain | None = None,
 ) -> AsyncIterator[ServedCoordinator]:
     """Serves until the context is left; then no new requests, the branch calls under way end, the log is closed.
 
@@ -51,25 +53,26 @@ async def serve_coordinator(
         timeout_to_fail_s=settings.timeout_to_fail_s,
         cron_interval_ms=settings.cron_interval_ms,
     )
+    drain = drain or Drain(settings.drain_timeout_ms)
     async with AsyncExitStack() as stack:
         channels = await stack.enter_async_context(Channels(channel_credentials(tls)))
         context = database_context("coordinator", settings)
         url = settings.database_url.get_secret_value()
         store = await stack.enter_async_context(Store(url, on_write=on_write, tls=context))
-        coordinator = await stack.enter_async_context(
-            Coordinator(store, channels, timing, drain_timeout_ms=settings.drain_timeout_ms)
-        )
+        coordinator = await stack.enter_async_context(Coordinator(store, channels, timing, drain))
         readiness = Readiness("coordinator", {"log": coordinator.check})
+        drain.when_begun(readiness.stop)
         app = coordinator_app(coordinator, [*extra_routes, *ops_routes(readiness)])
-        http_address = await stack.enter_async_context(serve_http(app, settings.http))
+        http_address = await stack.enter_async_context(serve_http(app, settings.http, drain=drain))
         grpc_address = await stack.enter_async_context(
             serve(
                 settings.grpc,
                 lambda server: add_DtmServicer_to_server(DtmApi(coordinator), server),
                 names=["dtmgimp.Dtm"],
                 status_of=status_of,
-                drain_timeout_ms=settings.drain_timeout_ms,
+                drain=drain,
                 credentials=server_credentials(tls),
+                check=coordinator.check,
             )
         )
         log.info("coordinator_serving", grpc=grpc_address, http=http_address)
@@ -77,4 +80,4 @@ async def serve_coordinator(
             yield ServedCoordinator(coordinator, grpc_address, http_address)
         finally:
             log.info("coordinator_stopping")
-            readiness.stop()
+            drain.begin()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, Self, TypeVar
 
@@ -31,7 +31,18 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from seckill.coordinator.commands import Command, Known
+from seckill.coordinator.commands import (
+    BranchDone,
+    Claim,
+    Command,
+    Decide,
+    Finish,
+    Insert,
+    Known,
+    Postpone,
+    Register,
+    Reset,
+)
 from seckill.coordinator.state import (
     DECIDED,
     UNFINISHED,
@@ -43,6 +54,7 @@ from seckill.coordinator.state import (
     options_to_json,
 )
 from seckill.coordinator.tables import branches, transactions
+from seckill.crashpoints import CrashPoint, reach
 from seckill.dtm.database import MYSQL, create_engine, is_connection_lost, is_transient
 from seckill.schema import require
 
@@ -55,6 +67,27 @@ POOL_SIZE = 4
 
 OnWrite = Callable[[Literal["before", "after"], tuple[str, ...]], None]
 """Called around every commit with the names of its commands: for tests that kill the process there."""
+
+WRITTEN: Mapping[type[Command[Any]], CrashPoint] = {
+    Insert: CrashPoint.LOG_INSERT_WRITTEN,
+    Register: CrashPoint.LOG_REGISTER_WRITTEN,
+    Decide: CrashPoint.LOG_DECIDE_WRITTEN,
+    BranchDone: CrashPoint.LOG_BRANCH_DONE_WRITTEN,
+    Postpone: CrashPoint.LOG_POSTPONE_WRITTEN,
+    Finish: CrashPoint.LOG_FINISH_WRITTEN,
+    Claim: CrashPoint.LOG_CLAIM_WRITTEN,
+    Reset: CrashPoint.LOG_RESET_WRITTEN,
+}
+COMMITTED: Mapping[type[Command[Any]], CrashPoint] = {
+    Insert: CrashPoint.LOG_INSERT_COMMITTED,
+    Register: CrashPoint.LOG_REGISTER_COMMITTED,
+    Decide: CrashPoint.LOG_DECIDE_COMMITTED,
+    BranchDone: CrashPoint.LOG_BRANCH_DONE_COMMITTED,
+    Postpone: CrashPoint.LOG_POSTPONE_COMMITTED,
+    Finish: CrashPoint.LOG_FINISH_COMMITTED,
+    Claim: CrashPoint.LOG_CLAIM_COMMITTED,
+    Reset: CrashPoint.LOG_RESET_COMMITTED,
+}
 
 T = TypeVar("T")
 
@@ -230,9 +263,16 @@ class Store:
                 async with self._engine.connect() as connection:
                     outcomes = await _apply(connection, commands)
                     self._on_write("before", names)
+                    _reach_each(commands, WRITTEN)
                     await _commit(connection)
+                    _reach_each(commands, COMMITTED)
                     self._on_write("after", names)
         return outcomes
+
+
+def _reach_each(commands: Sequence[Command[Any]], points: Mapping[type[Command[Any]], CrashPoint]) -> None:
+    for command in commands:
+        reach(points[type(command)])
 
 
 def _settle(future: asyncio.Future[Any], outcome: object) -> None:

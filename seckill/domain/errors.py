@@ -153,14 +153,18 @@ class TransactionCancelled(SeckillError):
 
 
 class AdmissionClosed(SeckillError):
-    """An order that came past the front met a paused sale or a full ledger: later it may be admitted."""
+    """An order that came past the front met a paused sale or a full ledger: later it may be admitted.
+
+    `rebuilding`: Redis has lost the sale, and will get it again by itself.
+    """
 
     retryable = True
 
-    def __init__(self, order_id: str, code: str) -> None:
+    def __init__(self, order_id: str, code: str, *, rebuilding: bool = False) -> None:
         super().__init__(f"{order_id} is not admitted now: {code}")
         self.order_id = order_id
         self.code = code
+        self.rebuilding = rebuilding
 
 
 class BranchFailed(SeckillError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from seckill.domain.order import OrderId
@@ -30,6 +30,7 @@ class Refused:
     order_id: OrderId | None = None
     left: int | None = None  # units left of the stock (SOLD_OUT) or of the allowance (LIMIT_EXCEEDED)
     at_ms: int | None = None  # when the sale starts (NOT_STARTED) or ended (ENDED)
+    rebuilding: bool = False  # PAUSED by no operator: Redis has lost what it held of the sale, and will get it again
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +80,14 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Undecided:
-    """A gid holds the order and its end is not known yet: waiting, which is no attempt."""
+    """A gid holds the order and its end is not known yet: waiting, which is no attempt.
+
+    `cause`: the error that left it so, when there was one.
+    """
 
     gid: str
     detail: str
+    cause: Exception | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

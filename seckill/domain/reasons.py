@@ -20,7 +20,8 @@ class Refusal(StrEnum):
     PAUSED = "PAUSED"
     UNKNOWN_PRODUCT = "UNKNOWN_PRODUCT"
     KEY_REUSED = "KEY_REUSED"  # the idempotency key came before with another quantity
-    OVERLOADED = "OVERLOADED"  # the ledger or a queue is full: the same request may succeed later
+    OVERLOADED = "OVERLOADED"  # the ledger or a queue is full, or too many come at once: later it may succeed
+    RATE_LIMITED = "RATE_LIMITED"  # this buyer asks too often
 
 
 class Rejection(StrEnum):

@@ -92,6 +92,12 @@ class _ResetReply(msgspec.Struct):
     has_remaining: bool = False
 
 
+class _Done(msgspec.Struct):
+    """An answer that says no more than that."""
+
+    dtm_result: str = ""
+
+
 GlobalTransactions = list[GlobalTransaction]  # inside the class, `list` is its method
 
 
@@ -181,6 +187,13 @@ class DtmClient:
         query = {"timeout": str(later_than_s), "limit": str(limit)}
         return (await self._get("/api/dtmsvr/resetCronTime", query, _ResetReply)).succeed_count
 
+    async def reset_next_cron_time(self, gid: str) -> None:
+        """Has one unfinished transaction tried again now; nothing changes for one that is finished.
+
+        A gid that the coordinator does not know is Unavailable with HTTP's 500, as any other trouble: query it first.
+        """
+        await self._http_call("POST", "/api/dtmsvr/resetNextCronTime", {}, _Done, body={"gid": gid})
+
     async def close(self) -> None:
         if self._http is not None:
             await self._http.close()
@@ -200,21 +213,26 @@ class DtmClient:
             raise call_failed(f"{self.address}/dtmgimp.Dtm/{method}", error) from error
 
     async def _get(self, path: str, query: Mapping[str, str], reply: type[R]) -> R:
+        return await self._http_call("GET", path, query, reply)
+
+    async def _http_call(
+        self, method: str, path: str, query: Mapping[str, str], reply: type[R], *, body: Mapping[str, str] | None = None
+    ) -> R:
         if self._http_url is None:
             raise ValueError("this client has no http_url, which queries need")
         if self._http is None:
             self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=self._timeout_ms / 1000))
         target = self._http_url + path
         try:
-            async with self._http.get(target, params=query) as response:
-                body = await response.read()
+            async with self._http.request(method, target, params=query, json=body) as response:
+                answer = await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise Unavailable(target, grpc.StatusCode.UNAVAILABLE, repr(error)) from error
         if response.status != HTTPStatus.OK:
-            detail = f"HTTP {response.status}: {body[:300].decode(errors='replace')}"
+            detail = f"HTTP {response.status}: {answer[:300].decode(errors='replace')}"
             raise Unavailable(target, grpc.StatusCode.UNKNOWN, detail)
         try:
-            return msgspec.json.decode(body, type=reply)
+            return msgspec.json.decode(answer, type=reply)
         except msgspec.MsgspecError as error:
             raise Unavailable(target, grpc.StatusCode.UNKNOWN, f"no answer of a DTM server: {error}") from error
 

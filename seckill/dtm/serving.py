@@ -11,13 +11,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import Counter
-from sqlalchemy import text
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -25,12 +24,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from seckill.dtm.barrier import InvalidMetadata, Raced
 from seckill.dtm.database import session_factory
 from seckill.dtm.errors import MissingMetadata
+from seckill.dtm.health import CheckingHealth, check_database
 from seckill.dtm.protocol import BRANCH_ID, GID, OP, TRANS_TYPE, BranchContext, Metadata
 from seckill.dtm.saga_branch import ActionRefused, ActionTooLate
 from seckill.dtm.tcc_branch import DecisionLost, InvalidRequest, TryMissing, TryRefused, TryTooLate
 
 CONCURRENT_CALLS_MAX = 1_000
 """Calls in one server at a time; above it callers get RESOURCE_EXHAUSTED, which coordinators repeat."""
+
+GRACE_S_MAX = 86_400.0
+"""gRPC's own limit for running calls; ours is the drain's."""
 
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # a second server on the same port is a mistake, not a partner
@@ -60,6 +63,19 @@ StatusOf = Callable[[Exception], Status | None]
 """The meaning of a service's own errors; None for one that it does not know."""
 
 
+class Ending(Protocol):
+    """How the process of a server ends: one deadline, shared with everything else that it has to finish."""
+
+    def when_begun(self, tell: Callable[[], None]) -> None:
+        """`tell` is called when the process has begun to end, and the server still serves."""
+
+    def work_left_s(self) -> float:
+        """Time that running calls have."""
+
+    def leave(self, what: str, count: int) -> None:
+        """Notes what is cut off."""
+
+
 def branch_context(context: grpc.aio.ServicerContext[Any, Any], *, op: str, trans_type: str = "tcc") -> BranchContext:
     """Who calls, for a method that serves `op` of one pattern. Raises MissingMetadata and InvalidMetadata."""
     branch = BranchContext.from_metadata(context.invocation_metadata())
@@ -77,35 +93,68 @@ async def serve(
     *,
     names: Sequence[str],
     status_of: StatusOf,
-    drain_timeout_ms: int,
+    drain: Ending,
     credentials: grpc.ServerCredentials | None = None,
     only: Collection[str] = (),
+    check: Callable[[], Awaitable[None]] | None = None,
 ) -> AsyncIterator[str]:
     """Serves at `host:port` until the block ends; yields the address with the port that was really taken.
 
     With `credentials` it speaks TLS alone. `only`: the methods (`/pkg.Service/Method`) that are served here, of those
     that `register` adds; empty: all of them.
 
-    `names` are the full names of the services, for the health service. At the end health says NOT_SERVING, no new call
-    is taken, and running ones have `drain_timeout_ms` to finish.
+    `names` are the full names of the services, for the health service, which says NOT_SERVING while `check` raises, and
+    for good once `drain` has begun; when the block ends no new call is taken (UNAVAILABLE), and running ones have the
+    time that `drain` gives.
     """
+    calls = _ErrorsToStatuses(status_of)
     server = grpc.aio.server(
-        interceptors=[*([_Only(only)] if only else []), _ErrorsToStatuses(status_of)],
+        interceptors=[*([_Only(only)] if only else []), calls],
         options=SERVER_OPTIONS,
         maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX,
     )
     register(server)
-    healthy = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs lack `aio`
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    health_of = Health(server, drain, check)
     port = add_port(server, address, credentials)
     try:
         await asyncio.shield(server.start())  # a start that is cut off half way could not be stopped
-        for name in ("", *names):
-            await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await health_of.serving(names)
         yield f"{address.rpartition(':')[0]}:{port}"
     finally:
-        await healthy.enter_graceful_shutdown()
-        await server.stop(drain_timeout_ms / 1000)
+        await health_of.stopping()
+        await stop_server(server, drain, running=lambda: calls.running)
+
+
+class Health:
+    """The health service of one server. It says NOT_SERVING from the moment in which `drain` begins."""
+
+    def __init__(
+        self, server: grpc.aio.Server, drain: Ending, check: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        self._servicer = CheckingHealth(check)
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        self._telling: asyncio.Task[None] | None = None
+        drain.when_begun(self._tell)
+
+    async def serving(self, names: Sequence[str]) -> None:
+        for name in ("", *names):
+            await self._servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stopping(self) -> None:
+        await self._servicer.enter_graceful_shutdown()
+
+    def _tell(self) -> None:
+        self._telling = asyncio.create_task(self.stopping())
+
+
+async def stop_server(server: grpc.aio.Server, drain: Ending, *, running: Callable[[], int]) -> None:
+    """Takes no new call, and waits for the running ones as long as `drain` allows; then they are cancelled."""
+    stopping = asyncio.create_task(server.stop(GRACE_S_MAX))
+    await asyncio.wait({stopping}, timeout=drain.work_left_s())
+    if not stopping.done():
+        drain.leave("calls", running())
+        await server.stop(0)
+    await stopping
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +183,7 @@ async def serve_on_database(
     require_schema: Callable[[AsyncEngine], Awaitable[None]],
     names: Sequence[str],
     status_of: StatusOf,
-    drain_timeout_ms: int,
+    drain: Ending,
     credentials: grpc.ServerCredentials | None = None,
     branch_port: BranchPort | None = None,
 ) -> AsyncIterator[BranchServer]:
@@ -145,8 +194,7 @@ async def serve_on_database(
     sessions = session_factory(engine)
 
     async def check() -> None:
-        async with sessions() as session:
-            await session.execute(text("SELECT 1"))
+        await check_database(sessions)
 
     try:
         await require_schema(engine)
@@ -155,7 +203,8 @@ async def serve_on_database(
             register=lambda server: register(server, sessions),
             names=names,
             status_of=status_of,
-            drain_timeout_ms=drain_timeout_ms,
+            drain=drain,
+            check=check,
         )
         async with AsyncExitStack() as stack:
             bound = await stack.enter_async_context(serve_at(address, credentials=credentials))
@@ -197,6 +246,7 @@ class _ErrorsToStatuses(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
 
     def __init__(self, status_of: StatusOf) -> None:
         self._status_of = status_of
+        self.running = 0
 
     async def intercept_service(
         self,
@@ -214,11 +264,14 @@ class _ErrorsToStatuses(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
 
     def _guarded(self, call: Any, method: str) -> Any:
         async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            self.running += 1
             try:
                 return await call(request, context)
             except Exception as error:  # noqa: BLE001 - the boundary to the caller: every error becomes a status
                 status = self._status_of(error) or _protocol_status(error) or _INTERNAL
                 _report(error, status, method, context)
+            finally:
+                self.running -= 1
             return await context.abort(status.code, status.detail, status.trailing)
 
         return answer

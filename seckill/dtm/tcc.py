@@ -67,6 +67,11 @@ class Tcc:
         Confirm and Cancel get `registered`, or Try's payload when it is None. Raises Refused, Ongoing or
         Unavailable, of the coordinator or of the branch (their `target` says which); after each of them abort.
         """
+        context = await self.register(branch, payload if registered is None else registered)
+        return await self.call_try(branch, context, payload, timeout_ms=timeout_ms)
+
+    async def register(self, branch: Branch, payload: bytes) -> BranchContext:
+        """The first half of `call_branch`: Confirm and Cancel will get `payload`. Raises as it does."""
         if self._branches == BRANCHES_MAX:
             raise ValueError(f"a transaction has at most {BRANCHES_MAX} branches")
         self._branches += 1
@@ -76,8 +81,12 @@ class Tcc:
             trans_type="tcc",
             branch_id=context.branch_id,
             data={CONFIRM: branch.confirm, CANCEL: branch.cancel},
-            payload=payload if registered is None else registered,
+            payload=payload,
         )
+        return context
+
+    async def call_try(self, branch: Branch, context: BranchContext, payload: bytes, *, timeout_ms: int) -> TryReply:
+        """Calls the Try of a branch under the context that `register` gave. Raises as `call_branch` does."""
         metadata = context.metadata() + header_metadata(self._options.branch_headers)
         reply = await self._client.channels.call(branch.try_, payload, metadata, timeout_ms=timeout_ms)
         return TryReply(reply)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.errors import RecordTooLarge
 from seckill.domain.reasons import DeadLetterReason
 from seckill.messaging.envelope import Headers, Record, origin, with_origin
@@ -22,6 +23,8 @@ MESSAGE_MAX = 1_000
 
 VALUE_LEFT_HEADER = "seckill-dlq-value-left"
 """Bytes of a value that was too large for the dead-letter topic, and stayed where the letter says."""
+
+REASON_HEADER = "seckill-dlq-reason"
 
 _OURS = ("__dlq.errors.", "seckill-dlq-")
 
@@ -36,6 +39,15 @@ class Letter:
     first_failed_ms: int
 
 
+def reason_of(letter: Record) -> DeadLetterReason | None:
+    """Why the record was set aside; None when the letter does not tell, or tells what nobody knows here."""
+    told = next((value for name, value in letter.headers if name == REASON_HEADER), None)
+    try:
+        return DeadLetterReason((told or b"").decode())
+    except (ValueError, UnicodeDecodeError):
+        return None
+
+
 def letter_headers(record: Record, letter: Letter, *, group: str, now_ms: int) -> Headers:
     """The record's own headers and the story of its failure. Pure."""
     kept = tuple(header for header in with_origin(record) if not header[0].startswith(_OURS))
@@ -46,7 +58,7 @@ def letter_headers(record: Record, letter: Letter, *, group: str, now_ms: int) -
         "__dlq.errors.group": group,
         "__dlq.errors.message": str(letter.error)[:MESSAGE_MAX],
         "seckill-dlq-exception": type(letter.error).__name__,
-        "seckill-dlq-reason": letter.reason.value,
+        REASON_HEADER: letter.reason.value,
         "seckill-dlq-attempts": str(letter.attempts),
         "seckill-dlq-first-failed-ms": str(letter.first_failed_ms),
         "seckill-dlq-last-failed-ms": str(now_ms),
@@ -71,6 +83,7 @@ class DeadLetters:
         """
         headers = letter_headers(record, letter, group=self._group, now_ms=int(time.time() * 1000))
         value = b"" if record.key is None and record.value is None else record.value  # the client takes no such record
+        reach(CrashPoint.BURYING)
         try:
             await self._publisher.send(self._topic, key=record.key, value=value, headers=headers)
         except RecordTooLarge as error:
@@ -78,3 +91,4 @@ class DeadLetters:
             story = tuple(header for header in headers if header[0].startswith(_OURS))
             left = (VALUE_LEFT_HEADER, str(error.size_bytes).encode())
             await self._publisher.send(self._topic, key=None, value=b"", headers=(*story, left))
+        reach(CrashPoint.BURIED)

@@ -6,7 +6,7 @@ Only OffsetFetch and ListOffsets are used, which every broker answers, librdkafk
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,11 @@ from seckill.domain.errors import PublishUnknown
 from seckill.messaging.connection import connection, start
 from seckill.messaging.envelope import Record
 from seckill.settings import KafkaSettings
+
+READ_WITHIN_MS = 3_600_000
+"""Longest reading of a whole topic: at 20,000 records a second, which one process decodes, 72 million."""
+
+TAKEN_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,44 @@ async def read_topic(settings: KafkaSettings, topic: str, *, within_ms: int = 60
             batches = await consumer.getmany(timeout_ms=200)
             records += [_record(each) for batch in batches.values() for each in batch]
     return records
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A record that a topic still holds. `passed`: the group had committed it before the reading began."""
+
+    record: Record
+    passed: bool
+
+
+async def read_since(
+    settings: KafkaSettings, topic: str, since_ms: int, take: Callable[[Sequence[Kept]], Awaitable[None]]
+) -> None:
+    """Hands over the topic's records since that time, some hundreds at once, in the order of each partition.
+
+    Reads to where the topic ends when this is called, for as long as records come. Where the broker does not tell the
+    offset of a time, it reads from the beginning. Raises PublishUnknown, also when the broker knows no such topic.
+    """
+    group, within_ms = settings.group, READ_WITHIN_MS
+    async with _onlooker(settings, topic, group=group, within_ms=within_ms) as (consumer, partitions):
+        if not partitions:  # an answer that leaves the topic out is no word of there being no records
+            raise PublishUnknown(settings.bootstrap, f"topic {topic} has no partitions")
+        committed = {each: await consumer.committed(each) or 0 for each in partitions}
+        ends = await consumer.end_offsets(partitions)
+        firsts = await consumer.beginning_offsets(partitions)
+        for each, found in (await consumer.offsets_for_times(dict.fromkeys(partitions, since_ms))).items():
+            consumer.seek(each, firsts[each] if found is None else found.offset)
+        while behind := [each for each in partitions if await consumer.position(each) < ends[each]]:
+            batches = await consumer.getmany(*behind, timeout_ms=settings.request_timeout_ms, max_records=TAKEN_AT_ONCE)
+            if not batches:
+                raise PublishUnknown(settings.bootstrap, f"{topic}: its records do not come")
+            records = [fetched for batch in batches.values() for fetched in batch]
+            await take(
+                [
+                    Kept(_record(each), each.offset < committed[TopicPartition(each.topic, each.partition)])
+                    for each in records
+                ]
+            )
 
 
 async def oldest_record_ms(settings: KafkaSettings, topic: str, *, within_ms: int = 60_000) -> int | None:

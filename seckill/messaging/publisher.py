@@ -13,8 +13,10 @@ import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
+from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.errors import PublishUnknown, RecordTooLarge
 from seckill.domain.order import Order
+from seckill.draining import Drain
 from seckill.messaging.connection import connection, start
 from seckill.messaging.envelope import Headers, encode
 from seckill.messaging.topics import LETTER_BYTES_MAX, require_topics
@@ -33,6 +35,7 @@ class Publisher:
     async def publish(self, order: Order) -> None:
         """Returns once Kafka has acknowledged the order (`acks=all`). Raises PublishUnknown."""
         await self.send(self._settings.topic, key=order.order_id.encode(), value=encode(order))
+        reach(CrashPoint.PUBLISHED)
 
     async def send(self, topic: str, *, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
         """Returns once Kafka has acknowledged the record. Raises PublishUnknown, and RecordTooLarge."""
@@ -65,8 +68,11 @@ class Publisher:
 
 
 @asynccontextmanager
-async def open_publisher(settings: KafkaSettings) -> AsyncIterator[Publisher]:
-    """A connected publisher; on leaving it sends what is buffered. Raises PublishUnknown when no broker answers."""
+async def open_publisher(settings: KafkaSettings, drain: Drain | None = None) -> AsyncIterator[Publisher]:
+    """A connected publisher; on leaving it sends what is buffered, in the time that `drain` gives.
+
+    Raises PublishUnknown when no broker answers.
+    """
     producer = AIOKafkaProducer(
         **connection(settings),
         acks="all",
@@ -83,13 +89,14 @@ async def open_publisher(settings: KafkaSettings) -> AsyncIterator[Publisher]:
     try:
         yield Publisher(producer, settings)
     finally:
-        await _stop(producer, within_ms=settings.request_timeout_ms)
+        request_s = settings.request_timeout_ms / 1000
+        await _stop(producer, within_s=drain.closing_s(request_s) if drain else request_s)
 
 
-async def _stop(producer: AIOKafkaProducer, *, within_ms: int = 2_000) -> None:
+async def _stop(producer: AIOKafkaProducer, *, within_s: float = 2.0) -> None:
     """Flushes and closes; `stop()` can hang while Kafka is down, so it is bounded."""
     try:
-        async with asyncio.timeout(within_ms / 1000):
+        async with asyncio.timeout(within_s):
             await producer.stop()
     except (TimeoutError, KafkaError) as error:
         log.warning("producer_stop_incomplete", error=str(error) or type(error).__name__)

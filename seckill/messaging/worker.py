@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,8 +20,10 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
+from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.errors import ConsumerEnded, InvalidOrder
 from seckill.domain.order import Order
+from seckill.draining import Drain
 from seckill.messaging.envelope import Record, decode
 from seckill.messaging.metrics import COMMITS, FETCHED, GROUP_SIZE, INFLIGHT
 from seckill.messaging.offsets import PartitionProgress
@@ -80,12 +82,26 @@ class WorkerLimits:
 
 
 class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
-    """Runs until `stop()` or until its task is cancelled, and drains in both cases."""
+    """Runs until `stop()` or until its task is cancelled, and drains in both cases: within `drain`, which it shares
+    with the rest of its process, else within `drain_timeout_ms` of its limits.
 
-    def __init__(self, consumer: AIOKafkaConsumer, carrier: Carrier, limits: WorkerLimits) -> None:
+    While `held_back` says so nothing is fetched. The consumer stays in its group, as heartbeats do not need a fetch.
+    """
+
+    def __init__(
+        self,
+        consumer: AIOKafkaConsumer,
+        carrier: Carrier,
+        limits: WorkerLimits,
+        *,
+        held_back: Callable[[], bool] = lambda: False,
+        drain: Drain | None = None,
+    ) -> None:
+        self._own_drain = drain
         self._consumer = consumer
         self._carrier = carrier
         self._limits = limits
+        self._held_back = held_back
         self._lanes: dict[tuple[int, int], Lane] = {}
         self._progress: dict[TopicPartition, PartitionProgress] = {}
         self._inflight = 0  # orders fetched and not routed
@@ -127,9 +143,9 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
     # --- fetch ---------------------------------------------------------------------------------------------------
 
     async def _fetch(self) -> dict[TopicPartition, list[ConsumerRecord]]:
-        """What has come; nothing while too much is in flight or partitions are being handed over."""
+        """What has come; nothing while enough is in flight, partitions are being handed over, or work is held back."""
         room = self._limits.inflight_max - self._inflight
-        if room <= 0 or self._rebalancing:
+        if room <= 0 or self._rebalancing or self._held_back():
             self._moved.clear()
             await _within(self._limits.poll_timeout_ms, self._moved.wait())
             return {}
@@ -215,8 +231,10 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
             await asyncio.sleep(COMMIT_EVERY_S)
             await self._commit()
 
-    async def _commit(self) -> None:
-        """Commits what moved, per partition and explicitly. A commit that fails is repeated with the next one."""
+    async def _commit(self, within_s: float = COMMIT_TIMEOUT_S) -> bool:
+        """Commits what moved, per partition and explicitly; whether nothing is left of it. A commit that fails is
+        repeated with the next one, unless the group has taken the partitions away.
+        """
         async with self._commit_lock:
             assigned = self._consumer.assignment()
             moved = {
@@ -225,18 +243,21 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
                 if partition in assigned and progress.uncommitted is not None
             }
             if not moved:
-                return
+                return True
+            reach(CrashPoint.OFFSETS_COMMITTING)
             try:
-                async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                async with asyncio.timeout(within_s):
                     await self._consumer.commit(moved)
             except (CommitFailedError, IllegalStateError, KafkaError, TimeoutError) as error:
                 # The records come again and find themselves decided: a lost commit costs work, never an order.
                 COMMITS.labels("failed").inc()
                 log.warning("commit_failed", error=f"{type(error).__name__}: {error}")
-                return
+                return isinstance(error, (CommitFailedError, IllegalStateError))
+            reach(CrashPoint.OFFSETS_COMMITTED)
             COMMITS.labels("ok").inc()
             for partition, offset in moved.items():
                 self._progress[partition].committed = offset
+            return True
 
     # --- rebalance and end ---------------------------------------------------------------------------------------
 
@@ -256,14 +277,19 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
 
     async def _drain(self) -> None:
         """Finishes what was fetched and commits it; what the deadline cuts off is not committed and comes again."""
-        if not await _within(self._limits.drain_timeout_ms, self._idle.wait()):
-            log.warning("drain_incomplete", unrouted=self._inflight)
+        drain = self._own_drain or Drain(self._limits.drain_timeout_ms)
+        if not await _within(drain.work_left_s() * 1_000, self._idle.wait()):
+            drain.leave("orders", self._inflight)
             for task in self._work:
                 task.cancel()
-        await self._commit()
+        while not await self._commit(within_s=drain.closing_s(COMMIT_TIMEOUT_S)):
+            if not drain.work_left_s():
+                drain.leave("commits", 1)
+                return
+            await asyncio.sleep(COMMIT_EVERY_S)
 
 
-async def _within(limit_ms: int, waiting: Awaitable[object]) -> bool:
+async def _within(limit_ms: float, waiting: Awaitable[object]) -> bool:
     """Whether it happened within the limit."""
     try:
         async with asyncio.timeout(limit_ms / 1000):

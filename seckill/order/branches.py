@@ -15,6 +15,7 @@ from sqlalchemy import Insert, and_, case, func, literal_column, or_, select, up
 from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.reasons import Rejection
 from seckill.dtm.barrier import Passage
 from seckill.dtm.database import MYSQL, UnsupportedDialect, dialect_of, in_chunks
@@ -55,6 +56,7 @@ async def try_group(session: AsyncSession, context: BranchContext, group: Group)
         return b""
 
     await run_try(session, context, check)
+    reach(CrashPoint.ORDER_TRY_WRITTEN)
 
 
 async def confirm(session: AsyncSession, context: BranchContext, group: Group, *, now_ms: int) -> Passage:
@@ -68,7 +70,9 @@ async def confirm(session: AsyncSession, context: BranchContext, group: Group, *
             OVERTAKEN.inc(missing)
             log.error("confirm_overtaken", gid=context.gid, branch_id=context.branch_id, orders=missing)
 
-    return await run_confirm(session, context, write)
+    passage = await run_confirm(session, context, write)
+    reach(CrashPoint.ORDER_CONFIRM_WRITTEN)
+    return passage
 
 
 async def cancel(session: AsyncSession, context: BranchContext, *, now_ms: int) -> Passage:
@@ -78,7 +82,9 @@ async def cancel(session: AsyncSession, context: BranchContext, *, now_ms: int) 
         own = update(orders).where(orders.c.gid == context.gid, orders.c.branch_id == context.branch_id)
         await session.execute(own.values(status=OrderState.CLOSED.value, updated_at_ms=now_ms))
 
-    return await run_cancel(session, context, close)
+    passage = await run_cancel(session, context, close)
+    reach(CrashPoint.ORDER_CANCEL_WRITTEN)
+    return passage
 
 
 def _out_of_range(group: Group) -> dict[bytes, str]:

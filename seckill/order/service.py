@@ -16,7 +16,9 @@ import grpc
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.order import parse_order_id
+from seckill.draining import Drain
 from seckill.dtm.barrier import in_transaction
 from seckill.dtm.database import create_engine
 from seckill.dtm.protocol import CANCEL, CONFIRM, TRY
@@ -59,7 +61,9 @@ class OrderNotFound(Exception):
         self.order_id = order_id
 
 
-def serve_order(settings: OrderSettings, tls: TlsSettings = NO_TLS) -> AbstractAsyncContextManager[BranchServer]:
+def serve_order(
+    settings: OrderSettings, tls: TlsSettings = NO_TLS, drain: Drain | None = None
+) -> AbstractAsyncContextManager[BranchServer]:
     """Serves until the block ends, then drains. Port 0 takes a free port. Raises SchemaOutdated."""
 
     def register(server: grpc.aio.Server, sessions: Sessions) -> None:
@@ -78,7 +82,7 @@ def serve_order(settings: OrderSettings, tls: TlsSettings = NO_TLS) -> AbstractA
         require_schema=partial(require, "order"),
         names=NAMES,
         status_of=status_of,
-        drain_timeout_ms=settings.drain_timeout_ms,
+        drain=drain or Drain(settings.drain_timeout_ms),
         credentials=server_credentials(tls),
         branch_port=BranchPort(settings.branch_grpc, BRANCH_METHODS) if settings.branch_grpc else None,
     )
@@ -105,6 +109,7 @@ class OrderService(order_pb2_grpc.OrderServicer):
         branch = branch_context(context, op=TRY)
         group = group_of(request, branch)
         await self._run(lambda session: branches.try_group(session, branch, group))
+        reach(CrashPoint.ORDER_TRY_COMMITTED)
         return order_pb2.CreateOrderResponse()
 
     async def CreateOrder(
@@ -113,6 +118,7 @@ class OrderService(order_pb2_grpc.OrderServicer):
         branch = branch_context(context, op=CONFIRM)
         group = group_of(request, branch)
         await self._run(lambda session: branches.confirm(session, branch, group, now_ms=_now_ms()))
+        reach(CrashPoint.ORDER_CONFIRM_COMMITTED)
         return order_pb2.CreateOrderResponse()
 
     async def RollbackOrder(
@@ -120,6 +126,7 @@ class OrderService(order_pb2_grpc.OrderServicer):
     ) -> order_pb2.CreateOrderResponse:
         branch = branch_context(context, op=CANCEL)
         await self._run(lambda session: branches.cancel(session, branch, now_ms=_now_ms()))
+        reach(CrashPoint.ORDER_CANCEL_COMMITTED)
         return order_pb2.CreateOrderResponse()
 
     async def CreateOrderDTM(self, request: order_pb2.AddOrderReq, context: Context) -> order_pb2.AddOrderResp:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.order import derived_order_id, order_key
 from seckill.dtm.barrier import Passage, Raced
 from seckill.dtm.protocol import BranchContext
@@ -45,7 +46,9 @@ async def try_group(session: AsyncSession, context: BranchContext, group: Group,
         await sales.shift(session, group.sale_id, frozen=_units(verdicts), stock=-_units(verdicts))
         return encode_outcomes(outcomes)
 
-    return await run_try(session, context, reserve)
+    reply = await run_try(session, context, reserve)
+    reach(CrashPoint.PRODUCT_TRY_WRITTEN)
+    return reply
 
 
 async def try_own_stock(
@@ -75,7 +78,9 @@ async def confirm(session: AsyncSession, context: BranchContext, *, now_ms: int)
             if frozen.sale_id != OWN_STOCK:  # the product row counts only what is left
                 await sales.shift(session, frozen.sale_id, frozen=-frozen.units, sold=frozen.units)
 
-    return await run_confirm(session, context, sell)
+    passage = await run_confirm(session, context, sell)
+    reach(CrashPoint.PRODUCT_CONFIRM_WRITTEN)
+    return passage
 
 
 async def cancel(session: AsyncSession, context: BranchContext, *, now_ms: int) -> Passage:
@@ -88,7 +93,9 @@ async def cancel(session: AsyncSession, context: BranchContext, *, now_ms: int) 
             else:
                 await sales.shift(session, frozen.sale_id, frozen=-frozen.units, stock=frozen.units)
 
-    return await run_cancel(session, context, release)
+    passage = await run_cancel(session, context, release)
+    reach(CrashPoint.PRODUCT_CANCEL_WRITTEN)
+    return passage
 
 
 async def reject(session: AsyncSession, group: Group, reason: str, *, now_ms: int) -> list[Reservation]:
@@ -100,7 +107,9 @@ async def reject(session: AsyncSession, group: Group, reason: str, *, now_ms: in
         row = existing.get(order.order_id)
         stands = standing(row, group, order) if row is not None else None
         verdicts.append(stands or Reject(order, reason, over=row))
-    return await write_verdicts(session, group, verdicts, gid="", branch_id="", now_ms=now_ms)
+    rows = await write_verdicts(session, group, verdicts, gid="", branch_id="", now_ms=now_ms)
+    reach(CrashPoint.PRODUCT_REJECT_WRITTEN)
+    return rows
 
 
 async def _write(

@@ -66,7 +66,7 @@ def hold_message(hold: Hold) -> product_pb2.StaleHold:
     )
 
 
-def sale_message(sale: Sale) -> product_pb2.Sale:
+def sale_message(sale: Sale, *, created: bool = False) -> product_pb2.Sale:
     return product_pb2.Sale(
         sale_id=sale.sale_id,
         product_id=sale.product_id,
@@ -81,6 +81,7 @@ def sale_message(sale: Sale) -> product_pb2.Sale:
         frozen=sale.frozen,
         sold=sale.sold,
         created_at_ms=sale.created_at_ms,
+        created=created,
     )
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import Select, func, insert, select, update
+from sqlalchemy import Select, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -21,6 +21,7 @@ _COLUMNS = (
     rows.c.state, rows.c.reason, rows.c.gid, rows.c.branch_id, rows.c.updated_at_ms,
 )  # fmt: skip
 _HELD = (State.FROZEN.value, State.SOLD.value)
+_OPEN = (State.FROZEN.value, State.RELEASED.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,21 @@ async def reservations_of_orders(session: AsyncSession, order_ids: Sequence[byte
 
 async def reservations_of_gid(session: AsyncSession, gid: str) -> list[Reservation]:
     return await _fetch(session, select(*_COLUMNS).where(rows.c.gid == gid).order_by(rows.c.order_id))
+
+
+async def reservations_of_sale(
+    session: AsyncSession, sale_id: int, *, after: tuple[int, bytes], limit: int, open_only: bool
+) -> list[Reservation]:
+    """The next page of a sale's rows, by buyer and order id; `after` is the last one of the page before.
+
+    With `open_only` those that have not ended.
+    """
+    user_id, order_id = after
+    further = or_(rows.c.user_id > user_id, and_(rows.c.user_id == user_id, rows.c.order_id > order_id))
+    page = select(*_COLUMNS).where(rows.c.sale_id == sale_id, rows.c.user_id >= user_id, further)
+    if open_only:
+        page = page.where(rows.c.state.in_(_OPEN))
+    return await _fetch(session, page.order_by(rows.c.user_id, rows.c.order_id).limit(limit))
 
 
 async def units_held(session: AsyncSession, sale_id: int, user_ids: Sequence[int]) -> dict[int, int]:
@@ -107,8 +123,6 @@ async def write_verdicts(
 def _reservation(group: Group, verdict: Freeze | Reject, *, gid: str, branch_id: str, now_ms: int) -> Reservation:
     order = verdict.order
     state, reason = (State.REJECTED, str(verdict.reason)) if isinstance(verdict, Reject) else (State.FROZEN, "")
-    if not gid and verdict.over is not None:  # rejected outside a transaction: the gid that released it stays
-        gid, branch_id = verdict.over.gid, verdict.over.branch_id
     return Reservation(
         order.order_id, group.product_id, group.sale_id, order.user_id, order.quantity,
         state, reason, gid, branch_id, now_ms,

@@ -38,6 +38,14 @@ class SalePruned(InvalidTransition):
 
 
 @dataclass(frozen=True, slots=True)
+class Created:
+    """`first`: this call has made the sale; else an earlier one with the same change id did."""
+
+    sale: Sale
+    first: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SaleUpdate:
     """What changes; None leaves a field as it is. `stock_delta` units are added, or below 0 taken."""
 
@@ -71,32 +79,46 @@ async def lock(session: AsyncSession, sale_id: int) -> Sale | None:
     return Sale(*row[:-1])
 
 
-async def listed(session: AsyncSession, *, product_id: int | None = None, state: str | None = None) -> list[Sale]:
-    """Newest first, at most LIST_MAX."""
+async def listed(
+    session: AsyncSession,
+    *,
+    product_id: int | None = None,
+    state: str | None = None,
+    before_sale_id: int | None = None,
+) -> list[Sale]:
+    """Newest first, at most LIST_MAX; only ones older than `before_sale_id`, if it is given."""
     statement = select(*_COLUMNS).order_by(sale.c.sale_id.desc()).limit(LIST_MAX)
     if product_id is not None:
         statement = statement.where(sale.c.product_id == product_id)
     if state is not None:
         statement = statement.where(sale.c.state == state)
+    if before_sale_id is not None:
+        statement = statement.where(sale.c.sale_id < before_sale_id)
     return [_sale(row) for row in await session.execute(statement)]
+
+
+async def changes_of(session: AsyncSession, sale_id: int) -> list[str]:
+    """Ids of the changes that the row has taken in. They are what operators did by hand: few, and all of them."""
+    found = await session.scalars(select(sale_change.c.change_id).where(sale_change.c.sale_id == sale_id))
+    return list(found)
 
 
 # --- changing --------------------------------------------------------------------------------------------------
 
 
-async def create(session: AsyncSession, change_id: str, new: NewSale, *, now_ms: int) -> Sale:
+async def create(session: AsyncSession, change_id: str, new: NewSale, *, now_ms: int) -> Created:
     """Makes the sale, and its product when there is none. Raises InvalidTransition when another sale is not closed."""
     contents = _contents("create", new)
     made = await _made_by(session, change_id, contents)
     if made is not None:
-        return await get(session, made)
+        return Created(await get(session, made), first=False)
     other = await _one(session, select(*_COLUMNS).where(sale.c.open_product_id == new.product_id))
     if other is not None:
         raise InvalidTransition(other.sale_id, f"is {other.state}; product {new.product_id} has one open sale at most")
     await _ensure_product(session, new, now_ms=now_ms)
     sale_id = await _insert(session, new, now_ms=now_ms)
     await _remember(session, change_id, sale_id, contents, now_ms=now_ms)
-    return await get(session, sale_id)
+    return Created(await get(session, sale_id), first=True)
 
 
 async def change(session: AsyncSession, change_id: str, sale_id: int, wanted: SaleUpdate, *, now_ms: int) -> Sale:

@@ -17,8 +17,10 @@ import grpc
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.errors import InvalidTransition, SaleNotFound
 from seckill.domain.order import MAX_KEY_LENGTH, NewSale
+from seckill.draining import Drain
 from seckill.dtm.barrier import in_transaction
 from seckill.dtm.database import create_engine
 from seckill.dtm.protocol import CANCEL, CONFIRM, TRY
@@ -67,7 +69,9 @@ _CHANGE_ID = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY_LENGTH}}}", re.ASCII)
 log = structlog.get_logger(__name__)
 
 
-def serve_product(settings: ProductSettings, tls: TlsSettings = NO_TLS) -> AbstractAsyncContextManager[BranchServer]:
+def serve_product(
+    settings: ProductSettings, tls: TlsSettings = NO_TLS, drain: Drain | None = None
+) -> AbstractAsyncContextManager[BranchServer]:
     """Serves until the block ends, then drains. Port 0 takes a free port. Raises SchemaOutdated."""
 
     def register(server: grpc.aio.Server, sessions: Sessions) -> None:
@@ -87,7 +91,7 @@ def serve_product(settings: ProductSettings, tls: TlsSettings = NO_TLS) -> Abstr
         require_schema=partial(require, "product"),
         names=NAMES,
         status_of=status_of,
-        drain_timeout_ms=settings.drain_timeout_ms,
+        drain=drain or Drain(settings.drain_timeout_ms),
         credentials=server_credentials(tls),
         branch_port=BranchPort(settings.branch_grpc, BRANCH_METHODS) if settings.branch_grpc else None,
     )
@@ -120,6 +124,7 @@ class ProductService(product_pb2_grpc.ProductServicer):
         if request.items:
             group = group_of(request, sale_id_min=1)
             reply = await self._run(lambda session: branches.try_group(session, branch, group, now_ms=now_ms))
+            reach(CrashPoint.PRODUCT_TRY_COMMITTED)
         else:
             product_id = in_range("product_id", request.product_id, low=1)
             units = in_range("num", request.num, low=1)
@@ -133,6 +138,7 @@ class ProductService(product_pb2_grpc.ProductServicer):
     ) -> product_pb2.UpdateProductStockResponse:
         branch = branch_context(context, op=CONFIRM)
         await self._run(lambda session: branches.confirm(session, branch, now_ms=_now_ms()))
+        reach(CrashPoint.PRODUCT_CONFIRM_COMMITTED)
         return product_pb2.UpdateProductStockResponse()
 
     async def RollbackProductStock(
@@ -140,6 +146,7 @@ class ProductService(product_pb2_grpc.ProductServicer):
     ) -> product_pb2.UpdateProductStockResponse:
         branch = branch_context(context, op=CANCEL)
         await self._run(lambda session: branches.cancel(session, branch, now_ms=_now_ms()))
+        reach(CrashPoint.PRODUCT_CANCEL_COMMITTED)
         return product_pb2.UpdateProductStockResponse()
 
     async def DecrStock(self, request: product_pb2.DecrStockRequest, context: Context) -> product_pb2.DecrStockResponse:
@@ -169,6 +176,21 @@ class ProductService(product_pb2_grpc.ProductServicer):
         rows = await self._run(lambda session: reservations.reservations_of_orders(session, keys))
         return product_pb2.ReservationsReply(reservations=map(reservation_message, rows.values()))
 
+    async def ReservationsOfSale(
+        self, request: product_pb2.ReservationsOfSaleRequest, _context: Context
+    ) -> product_pb2.ReservationsReply:
+        limit = in_range("limit", request.limit, low=1)
+        if limit > ITEMS_MAX:
+            raise InvalidRequest("limit", f"{limit}, {ITEMS_MAX} is the most")
+        after = (in_range("after_user_id", request.after_user_id, low=0), request.after_order_id)
+        sale_id = in_range("sale_id", request.sale_id, low=1)
+        rows = await self._run(
+            lambda session: reservations.reservations_of_sale(
+                session, sale_id, after=after, limit=limit, open_only=request.open_only
+            )
+        )
+        return product_pb2.ReservationsReply(reservations=map(reservation_message, rows))
+
     async def StaleHolds(
         self, request: product_pb2.StaleHoldsRequest, _context: Context
     ) -> product_pb2.StaleHoldsReply:
@@ -193,6 +215,7 @@ class ProductService(product_pb2_grpc.ProductServicer):
                 "reason", f"{request.reason[:80]!r} is no code (A to Z and _, {REASON_LENGTH} at most)"
             )
         rows = await self._run(lambda session: branches.reject(session, group, request.reason, now_ms=_now_ms()))
+        reach(CrashPoint.PRODUCT_REJECT_COMMITTED)
         return product_pb2.ReservationsReply(reservations=map(reservation_message, rows))
 
     async def Product(self, request: product_pb2.ProductItemRequest, _context: Context) -> product_pb2.ProductItem:
@@ -212,11 +235,12 @@ class SalesService(product_pb2_grpc.SalesServicer):
     async def CreateSale(self, request: product_pb2.CreateSaleRequest, _context: Context) -> product_pb2.Sale:
         change_id = _change_id(request.change_id)
         new = _new_sale(request)
-        sale = await in_transaction(
+        made = await in_transaction(
             self._sessions, lambda session: sales.create(session, change_id, new, now_ms=_now_ms())
         )
+        sale = made.sale
         log.info("sale_created", sale_id=sale.sale_id, product_id=sale.product_id, stock=sale.initial)
-        return sale_message(sale)
+        return sale_message(sale, created=made.first)
 
     async def GetSale(self, request: product_pb2.GetSaleRequest, _context: Context) -> product_pb2.Sale:
         return sale_message(await in_transaction(self._sessions, lambda session: sales.get(session, request.sale_id)))
@@ -226,8 +250,10 @@ class SalesService(product_pb2_grpc.SalesServicer):
     ) -> product_pb2.ListSalesResponse:
         product_id = in_range("product_id", request.product_id, low=0) or None
         state = _state(request.state) if request.state else None
+        before = in_range("before_sale_id", request.before_sale_id, low=0) or None
         found = await in_transaction(
-            self._sessions, lambda session: sales.listed(session, product_id=product_id, state=state)
+            self._sessions,
+            lambda session: sales.listed(session, product_id=product_id, state=state, before_sale_id=before),
         )
         return product_pb2.ListSalesResponse(sales=map(sale_message, found))
 
@@ -248,6 +274,12 @@ class SalesService(product_pb2_grpc.SalesServicer):
         )
         log.info("sale_state_set", sale_id=sale.sale_id, state=state)
         return sale_message(sale)
+
+    async def SaleChanges(
+        self, request: product_pb2.SaleChangesRequest, _context: Context
+    ) -> product_pb2.SaleChangesReply:
+        found = await in_transaction(self._sessions, lambda session: sales.changes_of(session, request.sale_id))
+        return product_pb2.SaleChangesReply(change_ids=found)
 
 
 def _new_sale(request: product_pb2.CreateSaleRequest) -> NewSale:

@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +23,6 @@ import tomli_w
 
 from seckill.cli.errors import UNREACHABLE
 from seckill.client import FrontClient, open_front
-from seckill.demo.audit import Verdict, judge
-from seckill.demo.run import rest
-from seckill.demo.stores import Stores, open_stores, read_facts
 from seckill.domain.errors import InvalidOrder
 from seckill.embedded import embedded_kafka, embedded_redis
 from seckill.messaging.envelope import Record, decode
@@ -39,6 +36,7 @@ from tests.support.faults import Fault, inflict, schedule
 from tests.support.restless_buyers import Crowd
 from tests.support.role_processes import Program, RoleProcess, role_addresses, running_roles
 from tests.support.sides import Side
+from tests.support.verdicts import Stores, Verdict, judge, open_gids, open_stores, read_facts, rest
 
 SECONDS = float(os.environ.get("SECKILL_CHAOS_SECONDS", "18"))
 SEED = int(os.environ.get("SECKILL_CHAOS_SEED", "27"))
@@ -187,19 +185,20 @@ async def asking(crowd: Crowd) -> AsyncIterator[None]:
             await task
 
 
-async def healed(stores: Stores, settings: Settings, heal_s: int) -> tuple[str, float]:
+async def healed(
+    stores: Stores, settings: Settings, heal_s: int, product_ids: Collection[int] = tuple(UNITS)
+) -> tuple[str, float]:
     """Waits until nothing is under way, in the stores and at the coordinator; what is left, and how long it took."""
     began = time.monotonic()
-    left = await rest(stores, list(UNITS), timeout_s=heal_s)
+    left = await rest(stores, product_ids, timeout_s=heal_s)
     async with open_dtm(settings) as dtm:
         while True:
-            ended = ("succeed", "failed")
-            open_gids = [each.gid for each in await dtm.list(limit=100_000) if each.status not in ended]
-            if not open_gids or time.monotonic() - began > heal_s:
+            gids = await open_gids(dtm)
+            if not gids or time.monotonic() - began > heal_s:
                 break
             await asyncio.sleep(0.2)
     took_s = time.monotonic() - began
-    return left or (f"transactions {open_gids}" if open_gids else ""), took_s
+    return left or (f"transactions {gids}" if gids else ""), took_s
 
 
 async def judged(stores: Stores, settings: Settings, crowd: Crowd) -> Verdict:

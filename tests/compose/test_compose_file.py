@@ -87,7 +87,8 @@ def test_every_role_has_time_to_drain(services: Json) -> None:
     """Docker's patience is longer than the role's own."""
     settings = load_settings(ROOT / "config" / "compose.toml")
     for role in ("product", "order", "coordinator", "worker", "reconcile", "front"):
-        drain_s = getattr(settings, role).drain_timeout_ms / 1000
+        section = getattr(settings, role)
+        drain_s = (section.drain_timeout_ms + getattr(section, "drain_delay_ms", 0)) / 1000
         assert seconds(services[role]["stop_grace_period"]) >= drain_s + 5, role
     for name in SERVERS:
         assert seconds(services[name]["stop_grace_period"]) >= NO_GRACE_S, name

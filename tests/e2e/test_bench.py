@@ -40,3 +40,14 @@ def test_accepted_orders_are_counted_where_they_were_admitted(bench: Seckill) ->
     report = bench.json("bench", "accept", "--seconds", "2", "--connections", "16")
     assert report["refused"] == report["broken_connections"] == 0
     assert 0 < report["requests"] <= report["accepted"] <= report["requests"] + 16
+
+
+def test_memory_is_read_early_and_late(bench: Seckill) -> None:
+    """Every role's size is told twice, the second time after more requests, and accepted ones were among them."""
+    needs("wrk")
+    report = bench.json("bench", "memory", "--first", "1", "--requests", "2000", "--units", "20", "--own-coordinator")
+    assert 0 < report["requests"]["first"] < report["requests"]["last"]
+    assert 0 < report["accepted"]["first"] < report["accepted"]["last"] <= 20 * report["sales"]
+    roles = {"coordinator", "product", "order", "worker", "reconcile", "front"}
+    assert set(report["resident_bytes"]) == roles
+    assert all(size["first"] > 10 * 2**20 for size in report["resident_bytes"].values())

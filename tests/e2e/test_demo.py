@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from seckill.demo.audit import Invariant
+from seckill.audit.rules import Invariant
 from seckill.order.tables import orders
 from seckill.settings import load_settings
 from tests.servers import Servers

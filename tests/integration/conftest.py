@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from consumers.reconcile import Reconciler
 from consumers.seckill_rmq import SeckillCarrier
 from seckill.embedded import embedded_redis
-from seckill.wiring import open_carrier
+from seckill.wiring import open_carrier, open_reconciler
 from tests.support.backbone import Backbone, open_backbone
 from tests.support.fronts import RunningFront, running_front, running_product
+from tests.support.pipeline import own_redis
 from tests.support.redis_servers import Backend
+from tests.support.rigs import Rig, open_rig
 from tests.support.sides import Side
 
 FRONT_DATABASE = 2
@@ -26,7 +29,15 @@ FRONT_DATABASE = 2
 @pytest.fixture
 async def backbone(request: pytest.FixtureRequest, side: Side, tmp_path: Path) -> AsyncIterator[Backbone]:
     ours = request.node.get_closest_marker("own_coordinator") is not None
-    async with open_backbone(side, tmp_path, own_coordinator=ours) as opened:
+    async with AsyncExitStack() as stack:
+        if request.node.get_closest_marker("own_redis") is not None:
+            side = await stack.enter_async_context(own_redis(side))
+        yield await stack.enter_async_context(open_backbone(side, tmp_path, own_coordinator=ours))
+
+
+@pytest.fixture
+async def rig(backbone: Backbone) -> AsyncIterator[Rig]:
+    async with open_rig(backbone) as opened:
         yield opened
 
 
@@ -35,6 +46,13 @@ async def carrier(backbone: Backbone) -> AsyncIterator[SeckillCarrier]:
     async with AsyncExitStack() as stack:
         opened, _ = await stack.enter_async_context(open_carrier(backbone.settings))
         assert isinstance(opened, SeckillCarrier)
+        yield opened
+
+
+@pytest.fixture
+async def reconciler(backbone: Backbone) -> AsyncIterator[Reconciler]:
+    """Looks after every product of the backbone's Redis: the test is marked `own_redis`."""
+    async with open_reconciler(backbone.settings) as (opened, _):
         yield opened
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-import pytest
+import grpc
 from aiokafka import TopicPartition
 
 from consumers.seckill_rmq import SeckillCarrier
@@ -17,7 +17,10 @@ from seckill.messaging.lag import read_topic
 from seckill.messaging.offsets import PartitionProgress
 from seckill.messaging.worker import Arrival, Delivered
 from seckill.order.tables import orders as orders_table
+from seckill.wiring import open_carrier, with_values
 from tests.support.backbone import Backbone
+from tests.support.redis_servers import lose_product
+from tests.support.relays import relay_to
 
 CONFIRMED = OrderStatus.CONFIRMED
 REJECTED = OrderStatus.REJECTED
@@ -120,17 +123,6 @@ async def test_orders_past_the_front_are_admitted_late(backbone: Backbone, carri
     assert (view.stock, (await backbone.read_sale(sale)).sold) == (0, 2)
 
 
-async def test_a_late_refusal_stays_when_units_come_back(backbone: Backbone, carrier: SeckillCarrier) -> None:
-    """A refusal is written before it is told: the same order, delivered again after a restock, stays refused."""
-    sale = await backbone.open_sale(stock=1)
-    first, late = await backbone.admit(sale, 1), direct(free_order(sale.product_id, 2))
-    await carry(carrier, [late])
-    await backbone.book.add_units(sale, "restock", 5)
-    await backbone.query("product", "UPDATE sale SET stock = 6, initial = 6 WHERE sale_id = :id", id=sale.sale_id)
-    await carry(carrier, [late, first])
-    assert await results(backbone, [late, first]) == [(REJECTED, "SOLD_OUT"), (CONFIRMED, "")]
-
-
 def free_order(product_id: int, user_id: int) -> Order:
     return Order(derived_order_id(product_id, "free", user_id, at_ms=1), 0, user_id, product_id, 1, 0)
 
@@ -172,9 +164,10 @@ async def test_an_undecided_order_waits_and_is_no_attempt(backbone: Backbone, ca
 async def test_an_undecided_order_without_a_ledger_entry_stays_in_hand(
     backbone: Backbone, carrier: SeckillCarrier
 ) -> None:
-    """Nothing else would bring it back, so its record is not routed before it has ended."""
+    """Redis has lost the sale. Nothing would bring the order back, so its record is not routed before it has ended."""
     sale = await backbone.open_sale(stock=5)
-    order = replace(free_order(sale.product_id, 1), sale_id=sale.sale_id, admission_number=1)
+    order = await backbone.admit(sale, 1)
+    lose_product(backbone.settings.redis.url.get_secret_value(), sale.product_id)
     await backbone.stop("order")
     carrying = asyncio.create_task(carry(carrier, [order]))
     await asyncio.sleep(1.5)
@@ -186,16 +179,18 @@ async def test_an_undecided_order_without_a_ledger_entry_stays_in_hand(
     assert await letters(backbone) == []
 
 
-@pytest.mark.own_coordinator
-async def test_what_still_fails_is_set_aside_and_parked(backbone: Backbone, carrier: SeckillCarrier) -> None:
-    """With the coordinator down, attempts run out: dead letter written, entry parked, nothing reserved in SQL."""
+async def test_what_still_fails_is_set_aside_and_parked(backbone: Backbone) -> None:
+    """A service that is up and fails with an order: attempts end, letter written, entry parked, nothing reserved."""
     sale = await backbone.open_sale(stock=5)
     order = await backbone.admit(sale, 1)
-    await backbone.stop("coordinator")
-    await carry(carrier, [order])
+    async with relay_to(backbone.settings.product.grpc) as product:
+        product.lost["CheckProductStock"] = [grpc.StatusCode.INTERNAL] * 3
+        settings = with_values(backbone.settings, {"product": {"grpc": product.address}})
+        async with open_carrier(settings) as (carrier, _):
+            await carry(carrier, [order])
     (letter,) = await letters(backbone)
     assert (letter["seckill-dlq-reason"], letter["seckill-dlq-attempts"]) == ("RETRIES_EXHAUSTED", "3")
-    assert letter["seckill-dlq-exception"] == "CoordinatorUnavailable"
+    assert letter["seckill-dlq-exception"] == "ProductUnavailable"
     assert await results(backbone, [order]) == [(OrderStatus.DELAYED, "")]
     stats = await backbone.ledger.stats(sale.product_id)
     assert (stats.entries - stats.parked, stats.parked) == (0, 1)

@@ -3,52 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from seckill.checkout.reservations import Reservations
-from seckill.checkout.tcc import TccCheckout, TccPlan
 from seckill.domain.order import Order, derived_order_id
 from seckill.domain.outcomes import Confirmed, Failed, Rejected, Undecided
 from seckill.dtm.errors import Refused
-from seckill.dtm.protocol import TransOptions
-from seckill.wiring import open_channel
-from tests.support.backbone import Backbone, open_backbone
-from tests.support.sides import Side
-from tests.support.unreliable import Loss, UnreliableChannels, UnreliableClient, open_unreliable
-
-
-@dataclass
-class Rig:
-    backbone: Backbone
-    client: UnreliableClient
-    channels: UnreliableChannels
-    checkout: TccCheckout
-    reservations: Reservations
-
-
-@pytest.fixture
-async def rig(side: Side, tmp_path: Path) -> AsyncIterator[Rig]:
-    async with (
-        open_backbone(side, tmp_path) as backbone,
-        open_unreliable(backbone.settings.dtm.grpc, backbone.settings.dtm.http) as (client, channels),
-        open_channel(backbone.settings.product.grpc) as channel,
-    ):
-        address = backbone.settings.product.grpc
-        reservations = Reservations(channel, address=address, timeout_ms=3_000)
-        plan = TccPlan(
-            product_address=address,
-            order_address=backbone.settings.order.grpc,
-            try_timeout_ms=2_000,
-            submit_timeout_ms=3_000,
-            batch_max=100,
-            batch_bytes_max=60_000,
-            options=TransOptions(wait_result=True, timeout_to_fail_s=1, retry_interval_s=1, request_timeout_s=1),
-        )
-        yield Rig(backbone, client, channels, TccCheckout(client, reservations, plan), reservations)
+from tests.support.rigs import Rig
+from tests.support.unreliable import Loss
 
 
 async def orders_of(rig: Rig, users: int, *, stock: int) -> list[Order]:
@@ -167,14 +129,3 @@ async def test_a_group_that_is_wholly_refused_is_not_submitted(rig: Rig) -> None
     assert list((await rig.checkout.run(late)).values()) == [Rejected("SOLD_OUT")] * 3
     assert rig.client.submits == before
     assert await counters(rig, orders) == (0, 0, 3)
-
-
-async def test_a_refusal_stays_when_stock_comes_back(rig: Rig) -> None:
-    """An order that was refused once is refused for ever, though a restock could serve it."""
-    orders = await orders_of(rig, 2, stock=1)
-    first = await rig.checkout.run(orders)
-    assert first[orders[1].order_id] == Rejected("SOLD_OUT")
-    await rig.backbone.query(
-        "product", "UPDATE sale SET stock = stock + 5, initial = initial + 5 WHERE sale_id = :id", id=orders[0].sale_id
-    )
-    assert await rig.checkout.run(orders) == first

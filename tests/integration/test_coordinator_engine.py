@@ -392,6 +392,16 @@ async def test_http_answers(sqlite_log: str, path: str, code: int) -> None:
         assert await response.text()
 
 
+@pytest.mark.parametrize("body", [b"", b"gid=1", b"[]", b'{"gid": 7}', b'{"gid": "' + b"x" * 5_000 + b'"}'])
+async def test_a_body_that_cannot_be_used_is_told(sqlite_log: str, body: bytes) -> None:
+    """resetNextCronTime wants a small JSON object: anything else is 400 with a message."""
+    async with coordinator_on(sqlite_log) as served, aiohttp.ClientSession() as session:
+        url = f"http://{served.http_address}/api/dtmsvr/resetNextCronTime"
+        async with session.post(url, data=body) as response:
+            assert response.status == 400
+            assert "body" in (await response.json())["message"]
+
+
 async def test_metrics_count_what_happened(sqlite_log: str, branches: Branches) -> None:
     """The counters tell transactions by status and branch calls by result."""
     async with (

@@ -12,11 +12,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from seckill.admission.keys import sale_keys
 from seckill.domain.order import MAX_ID, order_id_from_key
 from seckill.domain.outcomes import Confirmed, Rejected
 from seckill.domain.reasons import Rejection
 from tests.support.fronts import OPERATOR, MemoryPublisher, RunningFront, running_front
-from tests.support.redis_servers import Backend
+from tests.support.redis_servers import Backend, raw_redis
 
 
 @pytest.fixture
@@ -142,6 +143,20 @@ async def test_a_repeat_after_a_failed_publish_publishes_again(front: RunningFro
     front.publisher.failing = False
     status, document = await front.order(key="key", **body)
     assert (status, front.publisher.ids()) == (202, [document["order_id"]])
+
+
+async def test_an_order_that_is_admitted_anew_is_published_anew(
+    front: RunningFront, front_redis: Backend, product_id: int
+) -> None:
+    """A refused order's result has expired when its key comes again: its new ledger entry gets a record of its own."""
+    sale = await front.open_sale(product_id)
+    await front.order(key="key", user_id=1, product_id=product_id)
+    (order,) = front.publisher.orders
+    await front.ledger.settle([(order, Rejected(Rejection.DISCARDED))])
+    with raw_redis(front_redis.url) as redis:
+        redis.delete(sale_keys(product_id, sale["sale_id"]).result(order.order_id))
+    assert (await front.order(key="key", user_id=1, product_id=product_id))[0] == 202
+    assert front.publisher.ids() == [order.order_id] * 2
 
 
 async def test_a_slow_publish_is_pending(front_redis: Backend, product_address: str) -> None:
@@ -522,12 +537,16 @@ async def test_a_huge_sale_is_not_read(front: RunningFront) -> None:
 
 
 async def test_no_product_service(front_redis: Backend) -> None:
-    """Without the product service orders are still taken; sales answer UNAVAILABLE."""
+    """Without the product service orders are still taken, so the front stays ready; sales answer UNAVAILABLE."""
     async with running_front(front_redis, "127.0.0.1:1") as front:
         status, document, _ = await front.request("GET", "/v1/sales")
         assert (status, document["code"]) == (503, "UNAVAILABLE")
         status, document = await front.order(user_id=1, product_id=secrets.randbelow(2**60) + 1)
         assert (status, document["code"]) == (404, "UNKNOWN_PRODUCT")
+        async with front.http.get("/readyz") as response:
+            report = await response.json()
+        assert (response.status, report["ready"]) == (200, True)
+        assert report["checks"]["product"] != "ok"
 
 
 # --- the role itself -------------------------------------------------------------------------------------------
@@ -541,7 +560,7 @@ async def test_status_health_and_metrics(front: RunningFront, product_id: int) -
     assert status == 200
     assert document["role"] == "front"
     assert document["ready"] is True
-    assert document["checks"] == {"redis": "ok", "kafka": "ok", "product": "ok"}
+    assert document["checks"] == {"redis": "ok", "kafka": "ok", "product": "ok", "circuits": "ok"}
     (mine,) = [entry for entry in document["ledger"] if entry["product_id"] == product_id]
     assert (mine["sale_id"], mine["entries"], mine["parked"]) == (sale["sale_id"], 1, 0)
     async with front.http.get("/healthz") as response:

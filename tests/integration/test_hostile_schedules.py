@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from uuid import uuid4
 
 import grpc
 import pytest
@@ -22,10 +23,9 @@ from seckill.messaging.dead_letters import DeadLetters, Letter
 from seckill.messaging.envelope import Record
 from seckill.messaging.lag import read_topic
 from seckill.messaging.publisher import open_publisher
-from seckill.product.sales import CLOSED
-from seckill.wire import product_pb2
 from tests.integration.test_carrier import CONFIRMED, REJECTED, carry, free_order, letters, results, until_free
 from tests.support.backbone import Backbone
+from tests.support.branch_calls import branch_calls
 from tests.support.redis_servers import raw_redis
 
 
@@ -49,11 +49,13 @@ class RefusedOnce:
         return [Refused(self._code) for _ in orders] if self._asked == 1 else await self._gate.admit_late(orders)
 
 
-async def replaced(backbone: Backbone, sale: Sale, *, stock: int) -> Sale:
-    """The sale is closed, and another one of the same product opened."""
-    row = await backbone.sales.SetSaleState(product_pb2.SetSaleStateRequest(sale_id=sale.sale_id, state=CLOSED))
-    await backbone.book.set_state(sale, row.state)
-    return await backbone.open_sale(stock=stock, product_id=sale.product_id)
+def late_through(gate: object, backbone: Backbone, reservations: Reservations) -> LateAdmission:
+    """Late admission whose gate is one of the above."""
+
+    async def on_offer(*_: int) -> bool:
+        return False  # Redis has lost no sale here
+
+    return LateAdmission(gate, reservations, doubt=backbone.ledger.doubt, on_offer=on_offer)  # type: ignore[arg-type]
 
 
 async def stock_in_redis(backbone: Backbone, sale: Sale) -> int:
@@ -64,24 +66,6 @@ async def stock_in_redis(backbone: Backbone, sale: Sale) -> int:
 
 
 # --- orders past the front -------------------------------------------------------------------------------------------
-
-
-async def test_an_order_past_the_front_is_admitted_in_one_sale(backbone: Backbone, carrier: SeckillCarrier) -> None:
-    """A worker admits a direct order and is killed before its Try; the sale is replaced; the record comes again.
-
-    The order belongs to the sale that admitted it: the new sale gives no unit, and no ledger keeps an entry.
-    """
-    first = await backbone.open_sale(stock=3)
-    order = free_order(first.product_id, 1)
-    (admitted,) = await backbone.gate.admit_late([order])
-    assert isinstance(admitted, Admitted)
-    second = await replaced(backbone, first, stock=3)
-    await carry(carrier, [order])
-    assert await results(backbone, [order]) == [(CONFIRMED, "")]
-    assert (await backbone.read_sale(first)).sold == 1
-    assert (await backbone.read_sale(second)).sold == 0
-    assert await stock_in_redis(backbone, second) == 3
-    assert (await backbone.ledger.stats(first.product_id)).entries == 0
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -95,7 +79,7 @@ async def test_a_late_refusal_that_another_worker_overtook_gives_the_unit_back(
     """
     sale = await backbone.open_sale(stock=1)
     order = replace(free_order(sale.product_id, 1), sale_id=sale.sale_id if named else 0)
-    late = LateAdmission(RefusedOnce(backbone.gate, Refusal.SOLD_OUT), reservations)  # type: ignore[arg-type]
+    late = late_through(RefusedOnce(backbone.gate, Refusal.SOLD_OUT), backbone, reservations)
     (admitted,) = await backbone.gate.admit_late([order])
     assert isinstance(admitted, Admitted)
     ((told, end),) = await late.admit([order])
@@ -129,7 +113,7 @@ async def test_a_late_refusal_after_another_worker_sold_the_order_tells_what_sta
             await carry(carrier, [order])
             return await super().admit_late(orders)
 
-    late = LateAdmission(Overtaken(backbone.gate, Refusal.SOLD_OUT), reservations)  # type: ignore[arg-type]
+    late = late_through(Overtaken(backbone.gate, Refusal.SOLD_OUT), backbone, reservations)
     ((told, end),) = await late.admit([order])
     assert (type(end).__name__, told.sale_id) == ("Confirmed", sale.sale_id)
 
@@ -155,13 +139,63 @@ async def test_an_admission_whose_answer_was_lost_is_not_set_aside(
     """
     sale = await backbone.open_sale(stock=1)
     order = replace(free_order(sale.product_id, 1), sale_id=sale.sale_id if named else 0)
-    carrier._late = LateAdmission(AnswersLost(backbone.gate), reservations)  # type: ignore[arg-type]
+    carrier._late = late_through(AnswersLost(backbone.gate), backbone, reservations)
     await carry(carrier, [order])
     assert await letters(backbone) == []
     assert await results(backbone, [order]) == [(OrderStatus.PROCESSING, "")]
     (entry,) = await backbone.ledger.entries(sale.product_id)
     await carry(carrier, [entry.order])
     assert await results(backbone, [order]) == [(CONFIRMED, "")]
+
+
+async def test_a_late_refusal_over_a_released_row_gives_the_unit_back(
+    backbone: Backbone, carrier: SeckillCarrier, reservations: Reservations
+) -> None:
+    """A direct order comes twice: worker 1 is refused SOLD_OUT, units come back, worker 2 admits the order, its
+    transaction is cancelled and it is killed; worker 1 writes its refusal over the released row.
+
+    SQL kept the unit, whoever released it, so it returns to Redis as well.
+    """
+    sale = await backbone.open_sale(stock=1)
+    order = replace(free_order(sale.product_id, 1), sale_id=sale.sale_id)
+    (admitted,) = await backbone.gate.admit_late([order])
+    assert isinstance(admitted, Admitted)
+    await try_and_cancel(backbone, order)
+    late = late_through(RefusedOnce(backbone.gate, Refusal.SOLD_OUT), backbone, reservations)
+    ((told, end),) = await late.admit([order])
+    await backbone.ledger.settle([(told, end)])  # type: ignore[list-item]  # the row says rejected
+    assert await results(backbone, [order]) == [(REJECTED, "SOLD_OUT")]
+    assert (await backbone.read_sale(sale)).stock == await stock_in_redis(backbone, sale) == 1
+
+
+async def test_an_order_past_the_front_stays_in_the_sale_of_its_row(
+    backbone: Backbone, carrier: SeckillCarrier
+) -> None:
+    """A direct order is admitted and tried, and its transaction is cancelled; its sale is replaced; Redis loses both
+    sales, and the new one is warmed; the record comes again.
+
+    Its row says where it belongs: it is refused there, and the new sale gives nothing.
+    """
+    old = await backbone.open_sale(stock=3)
+    order = free_order(old.product_id, 1)
+    (admitted,) = await backbone.gate.admit_late([order])
+    assert isinstance(admitted, Admitted)
+    await try_and_cancel(backbone, replace(order, sale_id=old.sale_id))
+    new = await backbone.replace_sale(old, stock=3)
+    with raw_redis(backbone.settings.redis.url.get_secret_value()) as redis:
+        redis.delete(*redis.scan_iter(f"seckill:{{{old.product_id}}}:*"))
+    await backbone.book.warm(await backbone.read_sale(new))
+    await carry(carrier, [order])
+    assert await results(backbone, [order]) == [(REJECTED, "UNKNOWN_PRODUCT")]
+    assert await letters(backbone) == []
+    assert await stock_in_redis(backbone, new) == 3
+    assert (await backbone.ledger.stats(old.product_id)).entries == 0
+
+
+async def try_and_cancel(backbone: Backbone, order: Order) -> None:
+    async with branch_calls(backbone.settings, [order], uuid4().hex) as calls:
+        await calls.product("try")
+        await calls.product("cancel")
 
 
 # --- impostors -------------------------------------------------------------------------------------------------------
@@ -180,12 +214,25 @@ async def test_an_impostor_of_an_ended_order_is_set_aside(
     await carry(carrier, [order])
     impostor = replace(order, sale_id=0, admission_number=None, **changes)  # type: ignore[arg-type]  # all are numbers
     await carry(carrier, [impostor])  # its result stands
-    with raw_redis(backbone.settings.redis.url.get_secret_value()) as redis:
-        redis.delete(f"seckill:{{{sale.product_id}}}:{sale.sale_id}:result:{order.order_id}")
+    backbone.forget_result(order)
     await carry(carrier, [impostor])
     assert [letter["seckill-dlq-reason"] for letter in await letters(backbone)] == ["ID_REUSED"] * 2
     assert await backbone.ledger.results([order.order_id]) == {}
     assert (await backbone.read_sale(sale)).sold == 1
+
+
+async def test_an_impostor_that_says_it_was_admitted_comes_first(backbone: Backbone, carrier: SeckillCarrier) -> None:
+    """A record with a pending order's id, another buyer and an admission number of its own comes before the order's.
+
+    The ledger knows whose order it is: the impostor is dead-lettered, and the true order confirms.
+    """
+    sale = await backbone.open_sale(stock=5)
+    order = await backbone.admit(sale, 1)
+    await carry(carrier, [replace(order, user_id=99)])
+    await carry(carrier, [order])
+    assert [letter["seckill-dlq-reason"] for letter in await letters(backbone)] == ["ID_REUSED"]
+    assert await results(backbone, [order]) == [(CONFIRMED, "")]
+    assert await backbone.query("product", "SELECT user_id FROM stock_reservation") == [(1,)]
 
 
 async def test_the_uuid_of_a_sold_order_under_another_product_is_nobodys(

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,9 +17,11 @@ from aiokafka import TopicPartition
 from pydantic import SecretStr
 
 from consumers.seckill_rmq import SeckillCarrier
-from seckill.demo.audit import Verdict, judge
-from seckill.demo.stores import open_stores, read_facts
+from seckill.audit.reading import read_facts
+from seckill.audit.rules import Verdict, judge
+from seckill.audit.stores import open_stores
 from seckill.domain.order import Order, Sale
+from seckill.domain.outcomes import OrderStatus
 from seckill.messaging.envelope import Record, encode
 from seckill.messaging.lag import read_topic
 from seckill.messaging.offsets import PartitionProgress
@@ -80,9 +82,7 @@ class Shop:
 
     @property
     def backbone_with_letters(self) -> Backbone:
-        return Backbone(
-            self.settings, self.backbone.ledger, self.backbone.gate, self.backbone.book, self.backbone.sales
-        )
+        return replace(self.backbone, settings=self.settings)
 
     async def count(self, service: str, table: str, where: str = "1 = 1", **values: object) -> int:
         [(count,)] = await self.query(service, f"SELECT count(*) FROM {table} WHERE {where}", **values)
@@ -98,6 +98,14 @@ class Shop:
             found[f"{service}.{table}"] = sorted(await self.query(service, f"SELECT * FROM {table}"), key=repr)
         return found
 
+    async def assert_nothing_sold_since(self, before: dict[str, list[tuple[object, ...]]]) -> None:
+        after = await self.everything()
+        for table in ("product.sale", "product.stock_reservation", "order.orders"):
+            assert after[table] == before[table]
+
+    async def letters(self) -> list[Record]:
+        return await read_topic(self.settings.kafka, self.settings.kafka.dead_letter_topic)
+
     async def prune(self, *, piece: int = 2, dry_run: bool = False) -> Pruned:
         """As it would run tomorrow: everything that has happened is older than the retention."""
         now_ms = int(time.time() * 1000)
@@ -107,10 +115,10 @@ class Shop:
         async with open_stores(self.settings) as stores:
             return judge(await read_facts(stores))
 
-    async def forget_results(self, sale: Sale) -> None:
-        """As if what buyers were told had expired in Redis."""
+    async def forget(self, sale: Sale, what: str = "") -> None:
+        """As if Redis had lost keys of the product, or let them expire."""
         async with redis.asyncio.from_url(self.settings.redis.url.get_secret_value()) as client:
-            keys = [key async for key in client.scan_iter(match=f"*{{{sale.product_id}}}*result*")]
+            keys = [key async for key in client.scan_iter(match=f"*{{{sale.product_id}}}*{what}*")]
             assert keys
             await client.delete(*keys)
 
@@ -148,21 +156,33 @@ async def test_a_closed_sale_goes_as_a_whole(shop: Shop) -> None:
 
 
 async def test_an_order_of_a_pruned_sale_is_never_sold_again(shop: Shop) -> None:
-    """Its record, come again from wherever, is refused and set aside; nobody is told another end."""
+    """Its record, come again from wherever, is refused and set aside when no store remembers how it ended."""
     sale, orders = await shop.sold_sale()
     await shop.end(sale)
     await shop.prune()
-    await shop.forget_results(sale)
+    await shop.forget(sale)
     before = await shop.everything()
     await shop.carry(orders[:3])
-    after = await shop.everything()
-    for table in ("product.sale", "product.stock_reservation", "order.orders"):
-        assert after[table] == before[table]
-    told = await shop.backbone.ledger.results([order.order_id for order in orders[:3]])
-    assert told == {}
-    letters = await read_topic(shop.settings.kafka, shop.settings.kafka.dead_letter_topic)
+    await shop.assert_nothing_sold_since(before)
+    assert await shop.backbone.ledger.results([order.order_id for order in orders[:3]]) == {}
+    letters = await shop.letters()
     assert sorted(letter.key or b"" for letter in letters) == sorted(order.order_id.encode() for order in orders[:3])
     assert {dict(letter.headers)["seckill-dlq-reason"] for letter in letters} == {b"BRANCH_FAILED"}
+
+
+async def test_an_order_of_a_pruned_sale_is_told_the_same_end_again(shop: Shop) -> None:
+    """While Redis remembers the sale, an order whose result has expired is known to have been confirmed."""
+    sale, orders = await shop.sold_sale()
+    await shop.end(sale)
+    await shop.prune()
+    await shop.forget(sale, "result")
+    before = await shop.everything()
+    await shop.carry(orders[:3])
+    await shop.assert_nothing_sold_since(before)
+    told = await shop.backbone.ledger.results([order.order_id for order in orders[:3]])
+    assert {result.status for result in told.values()} == {OrderStatus.CONFIRMED}
+    assert len(told) == 3
+    assert await shop.letters() == []
 
 
 async def test_a_pruned_sale_takes_no_rejection_and_no_change(shop: Shop) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from seckill.audit.reading import read_facts
+from seckill.audit.rules import judge
+from seckill.audit.stores import open_stores, rest
 from seckill.client import open_front
-from seckill.demo.audit import judge
-from seckill.demo.run import rest
-from seckill.demo.stores import open_stores, read_facts
 from seckill.domain.errors import InvalidOrder
 from seckill.domain.order import Order, Sale
 from seckill.messaging.envelope import Record, decode

@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 from uuid import uuid4
 
 import grpc
 import pytest
+from prometheus_client import REGISTRY
 
 from consumers.reconcile import Reconciler
+from seckill.admission.keys import sale_keys
 from seckill.checkout.reservations import items_of
 from seckill.domain.errors import ProductUnavailable
 from seckill.domain.order import Order, Sale
-from seckill.domain.outcomes import OrderStatus
-from seckill.dtm.protocol import BranchContext, TransOptions
-from seckill.embedded import embedded_redis
+from seckill.domain.outcomes import Confirmed, OrderStatus
+from seckill.dtm.protocol import TransOptions
+from seckill.front.product_client import ProductClient
 from seckill.messaging.envelope import decode
 from seckill.messaging.lag import read_topic
 from seckill.messaging.publisher import open_publisher
-from seckill.wire import order_pb2, order_pb2_grpc, product_pb2, product_pb2_grpc
-from seckill.wiring import open_channel, open_dtm, open_reconciler
-from tests.support.backbone import Backbone, open_backbone
-from tests.support.sides import Side
+from seckill.product.sales import LIST_MAX
+from seckill.wire import product_pb2, product_pb2_grpc
+from seckill.wiring import open_channel, open_dtm
+from tests.support.backbone import Backbone
+from tests.support.branch_calls import branch_calls
+from tests.support.redis_servers import raw_redis
 
-REDIS_DATABASE = 5
-
-
-@pytest.fixture
-async def backbone(side: Side, tmp_path: Path) -> AsyncIterator[Backbone]:
-    """On a Redis that nobody shares: reconcile looks after every product that it finds there."""
-    with ExitStack() as stack:
-        own = stack.enter_context(embedded_redis()) if side.kind == "embedded" else side.empty_redis(REDIS_DATABASE)
-        async with open_backbone(replace(side, redis=own), tmp_path) as opened:
-            yield opened
-
-
-@pytest.fixture
-async def reconciler(backbone: Backbone) -> AsyncIterator[Reconciler]:
-    async with open_reconciler(backbone.settings) as (opened, _):
-        yield opened
+pytestmark = pytest.mark.own_redis  # reconcile looks after every product that it finds there
 
 
 async def admitted(backbone: Backbone, sale: Sale, count: int, *, due: bool = True) -> list[Order]:
@@ -68,45 +56,6 @@ async def publish(backbone: Backbone, orders: Sequence[Order]) -> None:
         await asyncio.gather(*map(publisher.publish, orders))
 
 
-class Branches:
-    """Calls branches as a coordinator does, under a gid that no coordinator knows."""
-
-    def __init__(self, product: grpc.aio.Channel, order: grpc.aio.Channel, orders: Sequence[Order], gid: str) -> None:
-        self.gid = gid
-        self._product = product_pb2_grpc.ProductStub(product)
-        self._order = order_pb2_grpc.OrderStub(order)
-        first, items = orders[0], items_of(orders)
-        self._stock = product_pb2.UpdateProductStockRequest(
-            product_id=first.product_id, sale_id=first.sale_id, items=items
-        )
-        self._orders = order_pb2.CreateOrderRequest(
-            pid=first.product_id,
-            sale_id=first.sale_id,
-            items=[
-                order_pb2.Item(order_id=item.order_id, user_id=item.user_id, quantity=item.quantity, admitted_at_ms=1)
-                for item in items
-            ],
-        )
-
-    async def product(self, op: str) -> None:
-        method = {
-            "try": self._product.CheckProductStock,
-            "confirm": self._product.UpdateProductStock,
-            "cancel": self._product.RollbackProductStock,
-        }[op]
-        await method(self._stock, metadata=BranchContext(self.gid, "tcc", "01", op).metadata())
-
-    async def order(self, op: str) -> None:
-        method = {"try": self._order.CreateOrderCheck, "confirm": self._order.CreateOrder}[op]
-        await method(self._orders, metadata=BranchContext(self.gid, "tcc", "02", op).metadata())
-
-
-async def branches_of(backbone: Backbone, stack: AsyncExitStack, orders: Sequence[Order], gid: str) -> Branches:
-    product = await stack.enter_async_context(open_channel(backbone.settings.product.grpc))
-    order = await stack.enter_async_context(open_channel(backbone.settings.order.grpc))
-    return Branches(product, order, orders, gid)
-
-
 # --- the ledger ------------------------------------------------------------------------------------------------------
 
 
@@ -119,24 +68,16 @@ async def test_an_order_that_was_never_published_is_published(backbone: Backbone
     assert (await reconciler.once()).counts == {}
 
 
-async def test_an_order_that_is_only_slow_is_not_published_again(backbone: Backbone, reconciler: Reconciler) -> None:
-    """A record that the group has not reached yet stays alone: slow is not lost."""
+async def test_a_product_without_entries_has_no_series(backbone: Backbone, reconciler: Reconciler) -> None:
+    """What is told of a product's ledger goes with its last entry, so that past sales cost a process nothing."""
     sale = await backbone.open_sale(stock=10)
     orders = await admitted(backbone, sale, 3, due=False)
-    await publish(backbone, orders)
-    await make_due(backbone, orders)
-    assert (await reconciler.once()).counts == {"slow": 3}
-    assert len(await published(backbone)) == 3
-
-
-async def test_two_reconcilers_publish_an_order_once(backbone: Backbone, reconciler: Reconciler) -> None:
-    """Of two that see the same entries, one gets each of them."""
-    sale = await backbone.open_sale(stock=100)
-    orders = await admitted(backbone, sale, 60)
-    async with open_reconciler(backbone.settings) as (other, _):
-        found = await asyncio.gather(reconciler.once(), other.once())
-    assert sum(each.counts["republished"] for each in found) == 60
-    assert await published(backbone) == sorted(order.order_id for order in orders)
+    series = ("seckill_ledger_entries", {"product_id": str(sale.product_id)})
+    await reconciler.once()
+    assert REGISTRY.get_sample_value(*series) == 3
+    await backbone.ledger.settle([(order, Confirmed()) for order in orders])
+    await reconciler.once()
+    assert REGISTRY.get_sample_value(*series) is None
 
 
 async def test_an_order_that_has_ended_is_settled(backbone: Backbone, reconciler: Reconciler) -> None:
@@ -168,6 +109,53 @@ async def test_orders_of_another_pipeline_are_left_alone(backbone: Backbone, rec
     assert (await backbone.ledger.stats(strange.product_id)).entries == 2
 
 
+async def test_an_order_of_an_old_sale_is_ours_however_many_came_since(
+    backbone: Backbone, reconciler: Reconciler
+) -> None:
+    """A product's sales are asked for by their ids: a list of them has an end."""
+    sale = await backbone.open_sale(stock=10)
+    await admitted(backbone, sale, 1)
+    await many_later_sales(backbone, sale)
+    assert (await reconciler.once()).counts == {"republished": 1}
+
+
+async def test_sales_are_read_page_by_page(backbone: Backbone) -> None:
+    """Who needs every sale gets every sale, though one call answers a bounded number."""
+    sale = await backbone.open_sale(stock=10)
+    await many_later_sales(backbone, sale)
+    address = backbone.settings.product.grpc
+    async with open_channel(address) as channel:
+        product = ProductClient(channel, address=address)
+        page = await product.list_sales(product_id=sale.product_id)
+        everything = await product.all_sales(product_id=sale.product_id)
+    assert (len(page), len(everything)) == (LIST_MAX, LIST_MAX + 1)
+    assert sale in everything
+    assert sale not in page
+
+
+async def many_later_sales(backbone: Backbone, sale: Sale) -> None:
+    """As many closed ones of the same product as a list holds."""
+    columns = (
+        "product_id, name, starts_at_ms, ends_at_ms, per_user_limit, price_cents, state, initial, stock, frozen, sold, "
+        "created_at_ms, updated_at_ms"
+    )
+    values = ", ".join(["(:product_id, 'later', 1, 2, 1, 0, 'closed', 0, 0, 0, 0, 3, 3)"] * LIST_MAX)
+    await backbone.query("product", f"INSERT INTO sale ({columns}) VALUES {values}", product_id=sale.product_id)
+
+
+async def test_an_entry_that_nobody_can_read_keeps_only_its_product_waiting(
+    backbone: Backbone, reconciler: Reconciler
+) -> None:
+    """A product whose ledger fails is named, look for look; those that come after it are looked after."""
+    broken, sale = [await backbone.open_sale(stock=10, product_id=product_id) for product_id in (100, 101)]
+    orders = await admitted(backbone, broken, 1) + await admitted(backbone, sale, 2)
+    with raw_redis(backbone.settings.redis.url.get_secret_value()) as client:
+        client.hset(sale_keys(broken.product_id, broken.sale_id).ledger, orders[0].order_id, "not an entry")
+    found = await reconciler.once()
+    assert found.counts == {"republished": 2}
+    assert {type(error) for error in found.cut_short.values()} == {ValueError}
+
+
 async def test_a_service_that_is_down_is_said_and_waited_for(backbone: Backbone, reconciler: Reconciler) -> None:
     """Nothing is done on a guess: a look that cannot ask is cut short, named, and made good by the next one."""
     sale = await backbone.open_sale(stock=10)
@@ -186,31 +174,11 @@ async def test_a_service_that_is_down_is_said_and_waited_for(backbone: Backbone,
 # --- transactions that nobody carries any more -----------------------------------------------------------------------
 
 
-async def test_a_transaction_that_its_coordinator_lost_is_cancelled(backbone: Backbone, reconciler: Reconciler) -> None:
-    """Frozen under a gid that the coordinator does not know: released, and the order is carried anew."""
-    sale = await backbone.open_sale(stock=10)
-    orders = await admitted(backbone, sale, 2)
-    async with AsyncExitStack() as stack:
-        lost = await branches_of(backbone, stack, orders, uuid4().hex)
-        await lost.product("try")
-        assert (await reconciler.once()).counts == {"waiting": 2}
-        await asyncio.sleep(2.1)  # its age is told in whole seconds
-        assert (await reconciler.once()).counts == {"orphan_cancelled": 1}
-        row = await backbone.read_sale(sale)
-        assert (row.stock, row.frozen) == (10, 0)
-        with pytest.raises(grpc.aio.AioRpcError) as stray:
-            await lost.product("confirm")
-        assert stray.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-    await make_due(backbone, orders)
-    assert (await reconciler.once()).counts == {"republished": 2}
-
-
 async def test_a_transaction_that_confirmed_its_orders_is_confirmed(backbone: Backbone, reconciler: Reconciler) -> None:
     """An order that stands confirmed under a lost gid decides the gid: its units are sold, not released."""
     sale = await backbone.open_sale(stock=10)
     orders = await admitted(backbone, sale, 2, due=False)
-    async with AsyncExitStack() as stack:
-        lost = await branches_of(backbone, stack, orders, uuid4().hex)
+    async with branch_calls(backbone.settings, orders, uuid4().hex) as lost:
         await lost.product("try")
         await lost.order("try")
         await lost.order("confirm")
@@ -233,7 +201,7 @@ async def test_a_transaction_that_is_carried_is_left_alone(backbone: Backbone, r
         client = await stack.enter_async_context(open_dtm(backbone.settings))
         gid = uuid4().hex
         await client.prepare(gid, options=TransOptions(timeout_to_fail_s=600))
-        carried = await branches_of(backbone, stack, orders, gid)
+        carried = await stack.enter_async_context(branch_calls(backbone.settings, orders, gid))
         await carried.product("try")
         await asyncio.sleep(2.1)
         assert (await reconciler.once()).counts == {"carried": 1}

@@ -35,7 +35,7 @@ from seckill.settings import FrontSettings, Settings, load_settings
 COMMANDS = [
     "demo", "up", "publish", "status", "audit", "front", "worker", "product", "coordinator", "order", "order show",
     "sale", "sale create", "sale list", "sale show", "sale update", "sale pause", "sale resume", "sale close",
-    "tx", "tx list", "tx show", "db", "db upgrade", "db status", "db prune", "doctor",
+    "tx", "tx list", "tx show", "tx retry", "tx resolve", "db", "db upgrade", "db status", "db prune", "doctor",
     "topics", "topics create", "bench", "bench backlog", "bench accept", "reconcile",
     "config", "config check", "config show-default",
 ]  # fmt: skip
@@ -127,6 +127,9 @@ def test_help_starts_quickly() -> None:
         ["publish", "/"],
         ["demo", "--stock", "0"],
         ["up", "--port", "70000"],
+        ["reconcile", "--json"],
+        ["reconcile", "--all"],
+        ["reconcile", "--once", "--rebuild"],
         ["--config", "/no/such/file.toml", "status"],
     ],
 )
@@ -195,6 +198,8 @@ def test_the_default_profile_is_a_settings_file(runner: CliRunner, tmp_path: Pat
         (["publish", "--user", "1", "--product", "1", "--direct"], "kafka"),
         (["tx", "list"], "dtm.http"),
         (["tx", "show", "some-gid"], "dtm.http"),
+        (["tx", "retry", "some-gid"], "dtm.http"),
+        (["tx", "resolve", "some-gid", "--dry-run"], "dtm.http"),
         (["audit"], "redis"),
     ],
 )

@@ -43,6 +43,15 @@ def test_every_wrong_value_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "SECKILL__WORKER__BATCHMAX: no such setting" in text
 
 
+@pytest.mark.parametrize("variable", ["FRONT__PUBLISH_TIMEOUT_MS", "KAFKA__REQUEST_TIMEOUT_MS"])
+def test_a_rebuild_waits_longer_than_a_publish(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """An order that is on its way to Kafka when admission closes has to be there when the topic is read."""
+    monkeypatch.setenv(f"SECKILL__{variable}", "9000")
+    monkeypatch.setenv("SECKILL__RECONCILE__REBUILD_WAIT_MS", "9000")
+    with pytest.raises(SettingsError, match=r"  reconcile\.rebuild_wait_ms must be above"):
+        load_settings()
+
+
 def test_a_wrong_secret_is_not_shown(tmp_path: Path) -> None:
     """An error about a secret names the key only."""
     file = tmp_path / "s.toml"
