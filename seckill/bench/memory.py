@@ -97,7 +97,7 @@ async def run_memory(settings: Settings, options: MemoryOptions, *, config: Path
         sales = Sales(settings, options, admission, ProductClient(channel, address=settings.product.grpc), folder)
         began = time.perf_counter()
         first = await sales.until(options.first, roles)
-        last = await sales.until(options.requests, roles)
+        last = await sales.until(max(options.requests, first.requests + 1), roles)  # at least one more sale
         return MemoryResult(time.perf_counter() - began, len(sales.products), first, last)
 
 
