@@ -31,10 +31,14 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 
 
 def named(value: Any, gid: str, branches: str) -> Any:
-    """The same with the transaction's own gid and the branches' service replaced by their names."""
+    """The same with the transaction's own gid and the branches' service replaced by their names.
+
+    gRPC has two ways to say that a call's time is over: the callee's, and the caller's own. Either may come first.
+    """
     match value:
         case str():
-            return re.sub(rf"{re.escape(branches)}(/[\w.]+)?", "{branches}", value).replace(gid, "{gid}")
+            value = re.sub(rf"{re.escape(branches)}(/[\w.]+)?", "{branches}", value).replace(gid, "{gid}")
+            return value.replace("desc = Deadline Exceeded", "desc = context deadline exceeded")
         case Mapping():
             return {key: named(each, gid, branches) for key, each in value.items()}
         case list():
