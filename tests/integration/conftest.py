@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from consumers.reconcile import Reconciler
+from consumers.sales_watch import SalesWatch
 from consumers.seckill_rmq import SeckillCarrier
 from seckill.embedded import embedded_redis
 from seckill.wiring import open_carrier, open_reconciler
 from tests.support.backbone import Backbone, open_backbone
 from tests.support.fronts import RunningFront, running_front, running_product
 from tests.support.pipeline import own_redis
+from tests.support.rebuilds import open_watch
 from tests.support.redis_servers import Backend
 from tests.support.rigs import Rig, open_rig
 from tests.support.sides import Side
@@ -53,6 +55,13 @@ async def carrier(backbone: Backbone) -> AsyncIterator[SeckillCarrier]:
 async def reconciler(backbone: Backbone) -> AsyncIterator[Reconciler]:
     """Looks after every product of the backbone's Redis: the test is marked `own_redis`."""
     async with open_reconciler(backbone.settings) as (opened, _):
+        yield opened
+
+
+@pytest.fixture
+async def watch(backbone: Backbone) -> AsyncIterator[SalesWatch]:
+    """Looks after every sale of the backbone's databases: the test is marked `own_redis`."""
+    async with open_watch(backbone) as opened:
         yield opened
 
 

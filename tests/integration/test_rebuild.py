@@ -44,12 +44,6 @@ pytestmark = pytest.mark.own_redis
 
 
 @pytest.fixture
-async def watch(backbone: Backbone) -> AsyncIterator[SalesWatch]:
-    async with open_watch(backbone) as opened:
-        yield opened
-
-
-@pytest.fixture
 async def desk(backbone: Backbone) -> AsyncIterator[SaleDesk]:
     address = backbone.settings.product.grpc
     async with open_channel(address) as channel:

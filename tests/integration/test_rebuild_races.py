@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from uuid import uuid4
 
@@ -34,7 +33,6 @@ from tests.support.rebuilds import (
     at_point,
     entries_of,
     lose,
-    open_watch,
     pass_everything,
     publish,
     redis_url,
@@ -43,12 +41,6 @@ from tests.support.rebuilds import (
 from tests.support.redis_servers import raw_redis
 
 pytestmark = pytest.mark.own_redis
-
-
-@pytest.fixture
-async def watch(backbone: Backbone) -> AsyncIterator[SalesWatch]:
-    async with open_watch(backbone) as opened:
-        yield opened
 
 
 async def admit(backbone: Backbone, sale: Sale, *, key: str) -> Admission:
