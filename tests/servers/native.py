@@ -366,6 +366,7 @@ class Kafka(Process):
             "log.dirs": str(self.folder / "data"),
             "num.partitions": "4",
             "auto.create.topics.enable": "false",
+            "log.cleaner.dedupe.buffer.size": str(4 << 20),  # of 128 MiB by default, which is half of a small heap
             "group.initial.rebalance.delay.ms": "0",
             "group.min.session.timeout.ms": "1000",
             "offsets.topic.replication.factor": "1",
