@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -452,6 +453,12 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return env_settings, init_settings
+
+
+def with_values(settings: Settings, values: Mapping[str, Mapping[str, Any]]) -> Settings:
+    """The settings with some values of some sections replaced."""
+    sections = {name: getattr(settings, name).model_copy(update=dict(over)) for name, over in values.items()}
+    return settings.model_copy(update=sections)
 
 
 def listening(settings: Settings, role: str) -> Settings:

@@ -15,6 +15,7 @@ from seckill.audit.reading import letters_of
 from seckill.audit.rows import STATES
 from seckill.audit.rules import Breach, Kind, Verdict
 from seckill.audit.stores import Database, Stores, snapshot
+from seckill.clients import open_dtm
 from seckill.domain.errors import PublishUnknown
 from seckill.domain.order import order_id_from_key, parse_order_id
 from seckill.dtm.client import DtmClient
@@ -26,7 +27,6 @@ from seckill.order.types import OrderState
 from seckill.product.decide import State
 from seckill.product.tables import metadata as product_metadata
 from seckill.product.tables import stock_reservation as reservations
-from seckill.wiring import open_dtm
 
 TABLES: dict[Database, tuple[Table, Table]] = {
     "product": (reservations, product_metadata.tables["barrier"]),

@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from seckill.admission import open_admission
+from seckill.clients import open_dtm
 from seckill.coordinator.state import UNFINISHED
 from seckill.domain.errors import InvalidOrder, SeckillError
 from seckill.messaging.envelope import decode
@@ -16,7 +17,6 @@ from seckill.messaging.lag import oldest_record_ms, read_topic
 from seckill.messaging.letters import UNRESOLVED, letter
 from seckill.prune.rules import Evidence
 from seckill.settings import Settings
-from seckill.wiring import open_dtm
 
 UNFINISHED_MAX = 100_000
 
