@@ -209,11 +209,20 @@ class KafkaSettings(Section):
     tls_check_hostname: bool = True
     topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = "seckill-topic"
     group: Annotated[str, Field(min_length=1, max_length=249)] = "seckill-group"
+    # Topics of their own: `{topic}-retry-0` …, one for each delay of retry.topic_delays_ms, read by `{group}-retry`.
     dead_letter_topic: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,249}$")] = "seckill-topic-dlt"
     request_timeout_ms: Milliseconds = 10_000
     session_timeout_ms: Milliseconds = 30_000
     linger_ms: Annotated[int, Field(ge=0, le=1_000)] = 2
     record_bytes_max: Annotated[int, Field(ge=1_024, le=10_485_760)] = 1_048_576
+
+    @property
+    def retry_group(self) -> str:
+        return f"{self.group}-retry"
+
+    @property
+    def dead_letter_group(self) -> str:
+        return f"{self.group}-dead-letters"
 
     @property
     def tls(self) -> bool:
@@ -321,11 +330,19 @@ class OrderSettings(ServiceSettings):
 
 
 class DeadLetterSettings(DatabaseTls):
-    """The index of the dead-letter topic, in a database of its own."""
+    """The index of the dead-letter topic, in a database of its own, and who serves it."""
 
+    http: Address = "127.0.0.1:9115"  # the letters' HTTP API, and /healthz /readyz /metrics
+    listen: ListenHost | None = None  # unset: the role listens where its addresses say
+    operator_token: SecretStr | None = None  # unset: the HTTP API is closed
     database_url: DatabaseUrl = SecretStr("sqlite+aiosqlite:///dead_letters.db")
     pool_size: Annotated[int, Field(gt=0, le=200)] = 4
     lock_wait_s: Annotated[int, Field(gt=0, le=3)] = 3
+    replays_max: Annotated[int, Field(gt=0, le=1_000)] = 3  # of one letter, unless the operator insists
+    replays_per_s: Annotated[int, Field(gt=0, le=10_000)] = 50
+    look_every_ms: Milliseconds = 1_000  # after the ends of replayed orders, and interrupted replays
+    drain_delay_ms: DrainDelay = 500
+    drain_timeout_ms: Milliseconds = 10_000
 
 
 class DtmSettings(Section):
@@ -392,11 +409,37 @@ class ReconcileSettings(Section):
 
 
 class RetrySettings(Section):
-    """In-place attempts before a record is dead-lettered."""
+    """What becomes of an order that failed: tried again in place, then put off from topic to topic, then a letter."""
 
-    attempts_max: Annotated[int, Field(gt=0, le=100)] = 20  # with the pauses below, about a minute
+    attempts_max: Annotated[int, Field(gt=0, le=100)] = 3  # in place, each time that the order's record is read
     base_ms: Milliseconds = 100
-    cap_ms: Milliseconds = 5_000
+    cap_ms: Milliseconds = 2_000
+    # One retry topic for each: how long an order waits in it. None at all: a letter after the attempts in place.
+    topic_delays_ms: Annotated[tuple[Milliseconds, ...], Field(max_length=10)] = (5_000, 30_000, 300_000)
+    inflight_max: Count = 1_000  # orders fetched from the retry topics and not yet committed
+
+
+class AlertSettings(Section):
+    """Who is told of what does not heal by itself, and when. Thresholds are of a look; each finding is told once."""
+
+    ops: Address = "127.0.0.1:9116"
+    listen: ListenHost | None = None  # unset: the role listens where its addresses say
+    # Apprise URLs (dingtalk://…, feishu://…, wecombot://…, slack://…, mailto://…, json://…); none: the log alone.
+    targets: Annotated[tuple[SecretStr, ...], Field(max_length=50)] = ()
+    # host:port of every role whose metrics are looked at; none: the addresses that the sections of these settings name.
+    metrics_from: Annotated[tuple[Address, ...], Field(max_length=200)] = ()
+    every_ms: Milliseconds = 5_000
+    quiet_period_ms: Milliseconds = 1_800_000  # until a finding that goes on is told again
+    resolved_after_ms: Milliseconds = 30_000  # without the finding, before it is told as resolved
+    letters_per_minute_max: Count = 10
+    retry_backlog_max: Count = 1_000
+    lag_max: Count = 50_000
+    branch_attempts_max: Count = 5  # of a Confirm or Cancel
+    stuck_after_ms: Milliseconds = 120_000  # a global transaction that has not ended
+    audit_every_ms: Milliseconds = 300_000
+    send_timeout_ms: Milliseconds = 10_000
+    queue_max: Annotated[int, Field(gt=0, le=100_000)] = 1_000  # messages that wait for targets
+    drain_timeout_ms: Milliseconds = 10_000
 
 
 class LogSettings(Section):
@@ -426,12 +469,13 @@ class Settings(BaseSettings):
     reconcile: ReconcileSettings = ReconcileSettings()
     retry: RetrySettings = RetrySettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
+    alerts: AlertSettings = AlertSettings()
     tls: TlsSettings = TlsSettings()
     log: LogSettings = LogSettings()
 
     SECTIONS: ClassVar[tuple[str, ...]] = (
         "front", "kafka", "redis", "ledger", "product", "order", "dtm", "coordinator", "worker",
-        "reconcile", "retry", "dead_letters", "tls", "log",
+        "reconcile", "retry", "dead_letters", "alerts", "tls", "log",
     )  # fmt: skip
 
     @model_validator(mode="after")
