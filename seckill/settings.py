@@ -7,17 +7,19 @@ the value and what is allowed.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as SettingsSourceError
 
 ENV_PREFIX = "SECKILL__"
 ENV_DELIMITER = "__"
@@ -538,6 +540,8 @@ def load_settings(config: Path | None = None, *, overrides: dict[str, Any] | Non
         settings = Settings(**values)
     except ValidationError as error:
         problems += [_describe(problem) for problem in error.errors() if not _is_of(problem, variables)]
+    except SettingsSourceError as error:  # it names no more than the section
+        problems += _not_json() or ([] if variables else [str(error)])
     if problems:
         lines = "\n".join(f"  {line}" for line in problems)
         raise SettingsError(f"wrong settings (from {source} and {ENV_PREFIX}… variables):\n{lines}")
@@ -581,6 +585,26 @@ def _unknown_variables() -> list[str]:
     return sorted(name for name in names if name.upper().removeprefix(ENV_PREFIX) not in known)
 
 
+def _not_json() -> list[str]:
+    """Variables of keys that hold several values, and are no JSON."""
+    problems = []
+    for name, value in sorted(os.environ.items()):
+        section, _, key = name.upper().removeprefix(ENV_PREFIX).lower().partition(ENV_DELIMITER)
+        if section not in Settings.SECTIONS or key not in _lists(section):
+            continue
+        try:
+            json.loads(value)
+        except ValueError:
+            problems.append(f"{name}: must be a JSON list, for example [1000, 5000]")
+    return problems
+
+
+def _lists(section: str) -> set[str]:
+    model = Settings.model_fields[section].annotation
+    assert model is not None
+    return {key for key, field in model.model_fields.items() if get_origin(field.annotation) is tuple}
+
+
 def _is_of(problem: Any, variables: list[str]) -> bool:
     """Whether it is about a key that one of these variables, which have been told already, has brought in."""
     names = [name.upper().removeprefix(ENV_PREFIX).split(ENV_DELIMITER) for name in variables]
@@ -594,6 +618,6 @@ def _describe(problem: Any) -> str:
     value = problem.get("input")
     if problem["type"] == "extra_forbidden":
         return f"{location}: no such setting"
-    secret = any(word in location for word in ("token", "url", "password"))
+    secret = any(word in location for word in ("token", "url", "password", "targets"))
     shown = "" if secret or isinstance(value, dict) else f" = {value!r}"
     return f"{location}{shown}: {message}" if location else message

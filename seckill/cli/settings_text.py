@@ -46,6 +46,8 @@ def masked_url(url: str) -> str:
 
 
 def _plain(key: str, value: Any, *, reveal: bool) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(key, each, reveal=reveal) for each in value]
     if not isinstance(value, SecretStr):
         return value
     if reveal:

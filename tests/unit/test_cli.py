@@ -154,13 +154,15 @@ def test_config_check_masks_secrets(runner: CliRunner, monkeypatch: pytest.Monke
     monkeypatch.setenv("SECKILL__FRONT__OPERATOR_TOKEN", "open-sesame")
     monkeypatch.setenv("SECKILL__REDIS__URL", "rediss://seckill:hunter2@redis.internal:6379/0?x=hunter3")
     monkeypatch.setenv("SECKILL__WORKER__BATCH_MAX", "123")
+    monkeypatch.setenv("SECKILL__ALERTS__TARGETS", '["slack://hunter4/B/C"]')
     result = runner.invoke(app, ["config", "check"])
     assert result.exit_code == OK
     shown = tomllib.loads(result.stdout)
+    assert shown["alerts"]["targets"] == [MASK]
     assert shown["front"]["operator_token"] == MASK
     assert shown["redis"]["url"] == f"rediss://seckill:{MASK}@redis.internal:6379/0?x={MASK}"
     assert shown["worker"]["batch_max"] == 123
-    for secret in ("open-sesame", "hunter2", "hunter3"):
+    for secret in ("open-sesame", "hunter2", "hunter3", "hunter4"):
         assert secret not in result.stdout + result.stderr
     assert json.loads(runner.invoke(app, ["config", "check", "--json"]).stdout) == shown
 

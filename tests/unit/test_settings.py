@@ -43,6 +43,26 @@ def test_every_wrong_value_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "SECKILL__WORKER__BATCHMAX: no such setting" in text
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("RETRY__TOPIC_DELAYS_MS", "5000,3000", "must be a JSON list, for example [1000, 5000]"),
+        ("RETRY__TOPIC_DELAYS_MS", "[1000, -2]", "topic_delays_ms.1 = -2: Input should be greater than 0"),
+        ("ALERTS__TARGETS", "slack://secret", "must be a JSON list"),
+        ("FRONT", "abc", "SECKILL__FRONT: no such setting"),
+    ],
+)
+def test_a_list_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, key: str, value: str, problem: str) -> None:
+    """A variable of a setting with several values is JSON; one that is not is named, and its value, maybe a secret,
+    is not shown.
+    """
+    monkeypatch.setenv(f"SECKILL__{key}", value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert problem in str(caught.value)
+    assert "slack" not in str(caught.value)
+
+
 @pytest.mark.parametrize("variable", ["FRONT__PUBLISH_TIMEOUT_MS", "KAFKA__REQUEST_TIMEOUT_MS"])
 def test_a_rebuild_waits_longer_than_a_publish(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     """An order that is on its way to Kafka when admission closes has to be there when the topic is read."""
