@@ -34,6 +34,12 @@ def blamed(error: Exception | None) -> str | None:
     return next((name for kind, name in BLAMED.items() if isinstance(error, kind)), None)
 
 
+def blamed_by_all(outcomes: Iterable[Outcome]) -> Exception | None:
+    """The error of the first outcome when each of them is a failure that blames a dependency. Pure."""
+    errors = [outcome.error if isinstance(outcome, Failed) else None for outcome in outcomes]
+    return errors[0] if errors and all(blamed(error) is not None for error in errors) else None
+
+
 class Dependencies:
     """`probes` ask each dependency by its name, and raise while it cannot serve. `close` ends what they have begun."""
 

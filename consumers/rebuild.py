@@ -22,8 +22,8 @@ gives back its units at that time.
 **What buyers were told is told again.** Results are lost with the rest. Who repeats a request with its key must not be
 admitted again under the id of an order that has ended: what the buyers' entries do not tell of gets its result back.
 
-**The order of reading**: Redis' entries, then the topics, then the reservations, then the sale's row. A worker that
-takes a record in between leaves its mark in what is read later.
+**The order of reading**: Redis' entries, then the topics (the main one, the retry topics, the letters), then the
+reservations, then the sale's row. A worker that takes a record in between leaves its mark in what is read later.
 
 **The sale opens as its row says.** Who pauses or closes it meanwhile copies the terms to Redis himself, rebuild or not;
 the terms of a row are copied once more before and after the install, for one who died between row and copy. Changes of
@@ -42,6 +42,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -92,6 +93,7 @@ class Rebuilder:
         rows: SaleRows,
         copy_terms: Callable[[Sale], Awaitable[Sale]],
         read_records: ReadSince,
+        read_retries: ReadSince,
         read_letters: ReadSince,
         wait_ms: int,
         look_after_ms: int,
@@ -103,6 +105,7 @@ class Rebuilder:
         self._rows = rows
         self._copy_terms = copy_terms
         self._read_records = read_records
+        self._read_retries = read_retries
         self._read_letters = read_letters
         self._wait_ms = wait_ms
         self._look_after_ms = look_after_ms
@@ -176,15 +179,18 @@ class Rebuilder:
     # --- reading -------------------------------------------------------------------------------------------------
 
     async def _read_topics(self, traces: Sequence[Traces]) -> None:
-        """Every order of these sales that a record or letter tells of and that had not ended when it was read."""
+        """Every order of these sales that a record or letter tells of and that had not ended when it was read.
+
+        In the order in which a record moves on: what is put off or buried meanwhile is seen where it goes to.
+        """
         since_ms = max(0, min(each.sale.created_at_ms for each in traces) - CLOCKS_MARGIN_MS)
 
-        async def take_records(batch: Sequence[Kept]) -> None:
+        async def take_records(batch: Sequence[Kept], *, tier: bool = False) -> None:
             told = [(order, kept) for kept in batch for order in _orders_of(kept)]
             for order, kept in await self._not_ended(told, traces):
                 for each in traces:
                     if each.is_about(order):
-                        each.published(order, kept.record.timestamp_ms, passed=kept.passed)
+                        each.published(order, kept.record.timestamp_ms, passed=kept.passed, tier=tier)
 
         async def take_letters(batch: Sequence[Kept]) -> None:
             own = [kept for kept in batch if reason_of(kept.record) is not DeadLetterReason.ID_REUSED]
@@ -195,6 +201,7 @@ class Rebuilder:
                         each.buried(order, kept.record.timestamp_ms)
 
         await self._read_records(since_ms, take_records)
+        await self._read_retries(since_ms, partial(take_records, tier=True))
         await self._read_letters(since_ms, take_letters)
 
     async def _not_ended(

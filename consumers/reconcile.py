@@ -2,6 +2,7 @@
 
     ledger entries past their time ─▶ read the reservation ─▶ sold, rejected  ─▶ settle
                                                            ├▶ frozen          ─▶ wait on
+                                                           ├▶ another order's ─▶ a letter, once
                                                            └▶ released, none  ─▶ publish again, if its record is gone by
     branches undecided for long    ─▶ ask the coordinator  ─▶ carries it      ─▶ try again now
                                                            └▶ lost, finished  ─▶ end it as it stands
@@ -22,6 +23,8 @@ import structlog
 from prometheus_client import Counter as Metric
 from prometheus_client import Gauge
 
+from consumers import ledger_gauges
+from consumers.conflicts import Conflicts
 from seckill.admission.ledger import Ledger, LedgerEntry
 from seckill.checkout.orphans import PRODUCT_BRANCH, End, Orphans
 from seckill.checkout.reservations import Reservations, outcome_of
@@ -36,9 +39,6 @@ log = structlog.get_logger()
 
 DONE = Metric("seckill_reconciled_total", "What reconcile did, by kind", ["what"])
 FAILED = Metric("seckill_reconcile_failed_total", "Looks that a dependency cut short", ["look"])
-LEDGER_ENTRIES = Gauge("seckill_ledger_entries", "Orders that were accepted and have not ended", ["product_id"])
-LEDGER_PARKED = Gauge("seckill_ledger_parked", "Ledger entries whose records are dead letters", ["product_id"])
-LEDGER_OLDEST = Gauge("seckill_ledger_oldest_seconds", "Age of the oldest pending entry", ["product_id"])
 ORPHANS = Gauge("seckill_undecided_branches", "Branches that hold units and are undecided for long")
 
 PRODUCT_FAILURES_MAX = 3
@@ -105,6 +105,7 @@ class Reconciler:
         orphans: Orphans,
         client: DtmClient,
         publisher: Publisher,
+        conflicts: Conflicts,
         watermark: Watermark,
         limits: ReconcileLimits,
     ) -> None:
@@ -114,6 +115,7 @@ class Reconciler:
         self._orphans = orphans
         self._client = client
         self._publisher = publisher
+        self._conflicts = conflicts
         self._watermark = watermark
         self._limits = limits
         self._stopping = asyncio.Event()
@@ -169,7 +171,7 @@ class Reconciler:
             failed += not await self._attempt("ledger", self._look_at_product(product_id, findings), findings)
 
     async def _look_at_product(self, product_id: int, findings: Findings) -> None:
-        await self._gauge(product_id)
+        ledger_gauges.show(product_id, await self._ledger.stats(product_id))
         due = await self._ledger.due(product_id, limit=self._limits.batch_max)
         if due:
             await self._handle(await self._ours(product_id, due), findings)
@@ -197,13 +199,13 @@ class Reconciler:
                 case Undecided():
                     found.waiting.append(order)
                 case Failed():
-                    log.error("ledger_entry_conflicts", order_id=order.order_id)
                     found.conflicting.append(order)
                 case _:
                     found.free.append(entry)
         if found.ended:
             await self._ledger.settle(found.ended)
-        await self._ledger.postpone([*found.waiting, *found.conflicting], delay_ms=self._limits.undecided_wait_ms)
+        await self._ledger.postpone(found.waiting, delay_ms=self._limits.undecided_wait_ms)
+        await self._conflicts.set_aside(found.conflicting)
         findings.note("settled", len(found.ended))
         findings.note("waiting", len(found.waiting))
         findings.note("conflicting", len(found.conflicting))
@@ -234,17 +236,6 @@ class Reconciler:
             log.warning("republish_unknown", order_id=order.order_id, error=str(error))
             return False  # it is due again later
         return True
-
-    async def _gauge(self, product_id: int) -> None:
-        """A product without entries has no series: products come and go for as long as the process lives."""
-        stats = await self._ledger.stats(product_id)
-        if not stats.entries:
-            for gauge in (LEDGER_ENTRIES, LEDGER_PARKED, LEDGER_OLDEST):
-                gauge.remove(product_id)
-            return
-        LEDGER_ENTRIES.labels(product_id).set(stats.entries)
-        LEDGER_PARKED.labels(product_id).set(stats.parked)
-        LEDGER_OLDEST.labels(product_id).set(stats.oldest_age_ms / 1_000)
 
     # --- undecided branches --------------------------------------------------------------------------------------
 

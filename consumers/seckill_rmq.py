@@ -1,41 +1,43 @@
-"""The consumer of `seckill-topic`: every order that comes ends confirmed, rejected, waiting in the ledger, or buried.
+"""The consumer of `seckill-topic` and its retry topics: every order that comes ends confirmed, rejected, waiting in the
+ledger or in a retry topic, or buried.
 
-    drop what has ended ─▶ admit what came past the front ─▶ checkout ─▶ settle | wait | try again | bury
+    drop what has ended ─▶ admit what came past the front ─▶ checkout ─▶ settle | wait | try again | put off | bury
 
 An order's record is routed only when one of these has been written down; the worker commits offsets after that. While a
-dependency is down nothing is carried at all, and no attempt is counted.
+dependency is down nothing is carried at all, and no attempt is counted. Orders that fail together are tried again in
+ever smaller pieces, so that none is set aside for what its neighbour did.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Collection, Sequence
 
 import structlog
-from prometheus_client import Counter, Histogram
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
+from prometheus_client import Histogram
 
-from consumers.dependencies import Dependencies, blamed
+from consumers.aside import OUTCOMES, Aside, GivenUp, comes_back
+from consumers.carried import Carried, pieces, split_reused
+from consumers.dependencies import Dependencies, blamed, blamed_by_all
+from consumers.persistence import until_done
 from seckill.admission.ledger import Ledger
-from seckill.checkout.groups import same_contents
+from seckill.checkout.groups import halves
 from seckill.checkout.late import LateAdmission
-from seckill.checkout.reservations import Reservations, outcome_of
+from seckill.checkout.reservations import Reservations
 from seckill.checkout.tcc import TccCheckout
-from seckill.domain.errors import AdmissionClosed, InvalidOrder, OrderIdReused, SeckillError
+from seckill.domain.errors import AdmissionClosed, InvalidOrder, SeckillError
 from seckill.domain.order import Order, OrderId
-from seckill.domain.outcomes import Confirmed, Failed, OrderResult, OrderStatus, Outcome, Rejected, SetAside, Undecided
-from seckill.domain.reasons import DeadLetterReason
-from seckill.domain.retry import Dead, Retry, RetryPolicy
+from seckill.domain.outcomes import Confirmed, Failed, Outcome, Rejected, SetAside, Undecided
+from seckill.domain.retry import Dead, Later, Retry, RetryPolicy
 from seckill.messaging.dead_letters import DeadLetters, Letter
-from seckill.messaging.envelope import Record, encode
-from seckill.messaging.worker import Delivered
+from seckill.messaging.delivery import Delivered
+from seckill.messaging.envelope import Record
+from seckill.messaging.publisher import Publisher
+from seckill.messaging.retry_topics import RetryTier, retry_story, tier_of
 
 log = structlog.get_logger()
 
-OUTCOMES = Counter("seckill_orders_total", "Orders by how the worker routed them", ["outcome", "reason"])
 CARRY_SECONDS = Histogram(
     "seckill_carry_seconds", "Time to carry one group", buckets=(0.01, 0.05, 0.1, 0.3, 1, 3, 10, 30)
 )
@@ -48,27 +50,10 @@ ADMITTED_TO_CONFIRMED = Histogram(
 HELD_PAUSE_MS = 2_000
 """Pause before an undecided order that the ledger does not hold is looked at again."""
 
+PIECES_HANGING_MAX, HANGING_S = 3, 5.0
+"""So many pieces in a row that fail as a whole, for longer than that: it is not one order that makes them."""
+
 Outcomes = dict[OrderId, Outcome]
-T = TypeVar("T")
-
-
-@dataclass(slots=True)
-class Carried:
-    """One order on its way: what came, the order as it is known now, and how often it failed.
-
-    `unknown`: admission has numbered it, and the ledger does not know it. Redis has lost it since, and a rebuild may
-    have given its units to others, so it is admitted again, like one that came past the front.
-    """
-
-    delivered: Delivered
-    order: Order
-    unknown: bool = False
-    attempts: int = 0
-    first_failed_ms: int = 0
-
-    def failed(self, *, at_ms: int) -> None:
-        self.attempts += 1
-        self.first_failed_ms = self.first_failed_ms or at_ms
 
 
 class SeckillCarrier:
@@ -82,6 +67,8 @@ class SeckillCarrier:
         checkout: TccCheckout,
         reservations: Reservations,
         dead_letters: DeadLetters,
+        publisher: Publisher,
+        tiers: Sequence[RetryTier],
         policy: RetryPolicy,
         dependencies: Dependencies,
         undecided_wait_ms: int,
@@ -89,8 +76,11 @@ class SeckillCarrier:
         self._ledger = ledger
         self._late = late
         self._checkout = checkout
-        self._reservations = reservations
         self._dead_letters = dead_letters
+        self._aside = Aside(
+            ledger=ledger, reservations=reservations, dead_letters=dead_letters, publisher=publisher, tiers=tiers
+        )
+        self._tiers = tiers
         self._policy = policy
         self._dependencies = dependencies
         self._undecided_wait_ms = undecided_wait_ms
@@ -100,11 +90,12 @@ class SeckillCarrier:
         with CARRY_SECONDS.time():
             first, reused = split_reused(orders)
             for delivered in reused:
-                await self._bury_impostor(delivered)
-            waiting = await self._unfinished([Carried(delivered, delivered.order) for delivered in first])
+                await self._aside.bury_impostor(delivered)
+            waiting = await self._unfinished([self._carried(delivered) for delivered in first])
+            count = len(waiting)
             while waiting:
                 await self._dependencies.until_up()
-                outcomes = await self._try_once(waiting)
+                outcomes = await self._try_pieces(waiting, count)
                 down = await self._dependencies.found_down(outcomes.values())
                 waiting = await self._route(waiting, outcomes, down)
 
@@ -119,6 +110,11 @@ class SeckillCarrier:
         letter = Letter(error.dead_letter_reason, error, attempts=1, first_failed_ms=_now_ms())
         await until_done(lambda: self._dead_letters.bury(record, letter))
 
+    def _carried(self, delivered: Delivered) -> Carried:
+        tier = tier_of(delivered.record.topic, self._tiers)
+        before = retry_story(delivered.record)
+        return Carried(delivered, delivered.order, tier=tier.number if tier else None, before=before)
+
     # --- one attempt ---------------------------------------------------------------------------------------------
 
     async def _unfinished(self, orders: Sequence[Carried]) -> list[Carried]:
@@ -132,10 +128,28 @@ class SeckillCarrier:
             log.warning("orders_unknown_to_redis", orders=len(unknown), first=unknown[0].order_id)
         for carried in orders:
             if carried.order.order_id in seen.reused:
-                await self._bury_impostor(carried.delivered)
+                await self._aside.bury_impostor(carried.delivered)
         return [carried for carried in orders if carried.order.order_id not in seen.ended | seen.reused]
 
+    async def _try_pieces(self, orders: Sequence[Carried], count: int) -> Outcomes:
+        """One attempt of each order, of a group that once had `count`. One piece after the other: what one of them
+        makes wait in the database is not to fail the next. When piece after piece hangs, the rest is spared that wait.
+        """
+        outcomes: Outcomes = {}
+        began_s, in_a_row, cause = time.monotonic(), 0, None
+        for piece in pieces(orders, lambda attempts: self._policy.piece_size(count, attempts=attempts)):
+            if cause is not None and in_a_row >= PIECES_HANGING_MAX and time.monotonic() - began_s > HANGING_S:
+                found = _spared(piece, cause)
+            else:
+                found = await self._try_once(piece)
+                cause = blamed_by_all(found.values())
+                in_a_row = in_a_row + 1 if cause is not None else 0
+            outcomes |= found
+        return outcomes
+
     async def _try_once(self, orders: Sequence[Carried]) -> Outcomes:
+        for carried in orders:
+            carried.alone = len(orders) == 1
         try:
             # At every attempt: while something was down, a rebuild may have given back what came past the front.
             past_front = [each for each in orders if each.delivered.order.admission_number is None or each.unknown]
@@ -144,9 +158,13 @@ class SeckillCarrier:
             return outcomes | await self._checkout.run(ready)
         except SeckillError as error:
             return {carried.order.order_id: Failed(error) for carried in orders}
-        except Exception as error:  # whatever it is, these orders are set aside, not lost
-            log.exception("carry_failed_unexpectedly", orders=len(orders))
-            return {carried.order.order_id: Failed(error) for carried in orders}
+        except Exception as error:  # whatever it is, the order that brings it about is set aside, not lost
+            if len(orders) == 1:
+                log.exception("carry_failed_unexpectedly", order_id=orders[0].order.order_id)
+                return {orders[0].order.order_id: Failed(error)}
+            log.warning("group_failed_unexpectedly", orders=len(orders), error=f"{type(error).__name__}: {error}")
+            first, second = halves(orders)
+            return await self._try_once(first) | await self._try_once(second)
 
     async def _admit_late(self, orders: Sequence[Carried]) -> Outcomes:
         """Outcomes of those that are not to be carried; the others learn their sale and number."""
@@ -164,13 +182,15 @@ class SeckillCarrier:
     # --- routing -------------------------------------------------------------------------------------------------
 
     async def _route(self, orders: Sequence[Carried], outcomes: Outcomes, down: Collection[str]) -> list[Carried]:
-        """Settles what ended, lets wait what is undecided, buries what is dead; returns what is tried again.
+        """Settles what ended, lets wait what is undecided, puts aside what has had its attempts; returns what is tried
+        again.
 
         What failed because of a dependency that is `down` was no attempt.
         """
         ended: list[tuple[Order, Confirmed | Rejected]] = []
         undecided: list[Carried] = []
         again: list[Carried] = []
+        given_up: list[GivenUp] = []
         pause_ms, cause = 0, ""
         for carried in orders:
             match outcomes[carried.order.order_id]:
@@ -188,21 +208,31 @@ class SeckillCarrier:
                     again.append(carried)
                     pause_ms, cause = max(pause_ms, HELD_PAUSE_MS), str(error)
                 case Failed(error):
-                    carried.failed(at_ms=_now_ms())
-                    match self._policy.decide(attempt=carried.attempts, error=error):
+                    match self._judged(carried, error):
                         case Retry(delay_ms):
                             again.append(carried)
                             pause_ms, cause = max(pause_ms, delay_ms), str(error)
-                        case Dead(reason):
-                            undecided += await self._bury_order(carried, reason, error)
+                        case Later() | Dead() as verdict:
+                            given_up.append(GivenUp(carried, verdict, error))
         await self._settle(ended)
-        held = await self._postpone(undecided)
+        left = await self._aside.take(given_up)
+        await self._settle(left.ended)
+        held = await self._postpone(undecided + left.undecided)
         if held:
             pause_ms = max(pause_ms, HELD_PAUSE_MS)
         if again or held:
             log.warning("orders_tried_again", failed=len(again), held=len(held), pause_ms=pause_ms, error=cause)
             await asyncio.sleep(pause_ms / 1000)
         return again + held
+
+    def _judged(self, carried: Carried, error: Exception) -> Retry | Later | Dead:
+        """What becomes of an order that failed. It dies of nothing that it may have caught from its neighbours."""
+        carried.failed(at_ms=_now_ms())
+        match self._policy.decide(attempt=carried.attempts, tier=carried.tier, error=error):
+            case Dead() if not carried.alone and isinstance(error, SeckillError) and error.retryable:
+                return Retry(self._policy.base_ms)
+            case verdict:
+                return verdict
 
     async def _settle(self, ended: Sequence[tuple[Order, Confirmed | Rejected]]) -> None:
         if not ended:
@@ -230,101 +260,14 @@ class SeckillCarrier:
         waiting = [carried.order for carried in orders]
         await until_done(lambda: self._ledger.postpone(waiting, delay_ms=self._undecided_wait_ms))
         known = await until_done(lambda: self._ledger.results([order.order_id for order in waiting]))
-        return [carried for carried in orders if not _comes_back(known.get(carried.order.order_id))]
-
-    async def _bury_order(self, carried: Carried, reason: DeadLetterReason, error: Exception) -> list[Carried]:
-        """Sets an order aside; returns it when its reservation says, or may say, that a transaction holds it,
-        or when the ledger brings it back.
-        """
-        if isinstance(error, OrderIdReused):
-            await self._bury_impostor(carried.delivered)
-            return []
-        order = carried.order
-        try:
-            rows = await self._reservations.of_orders([order])
-        except SeckillError as unread:
-            log.warning("order_not_buried", order_id=order.order_id, error=str(unread))
-            return [carried]
-        match outcome_of(order, rows.get(order.key), gid=""):
-            case Confirmed() | Rejected() as end:
-                await self._settle([(order, end)])
-            case Undecided():
-                return [carried]
-            case Failed(OrderIdReused()):
-                await self._bury_impostor(carried.delivered)
-            case _:
-                if await self._was_admitted(carried):
-                    return [carried]
-                letter = Letter(reason, error, carried.attempts, carried.first_failed_ms)
-                await self._write_letter(carried.delivered, letter)
-                await until_done(lambda: self._ledger.park([order]))
-        return []
-
-    async def _was_admitted(self, carried: Carried) -> bool:
-        """Whether the ledger holds an order past the front whose admission was not answered: it is brought back."""
-        order_id = carried.order.order_id
-        if carried.order.admission_number is not None:
-            return False
-        known = await until_done(lambda: self._ledger.results([order_id]))
-        return _comes_back(known.get(order_id))
-
-    async def _bury_impostor(self, delivered: Delivered) -> None:
-        """Other contents under a known id: the letter is written, the true order's ledger entry is not touched."""
-        error = OrderIdReused(delivered.order.order_id)
-        await self._write_letter(
-            delivered, Letter(error.dead_letter_reason, error, attempts=1, first_failed_ms=_now_ms())
-        )
-
-    async def _write_letter(self, delivered: Delivered, letter: Letter) -> None:
-        log.error("order_buried", order_id=delivered.order.order_id, reason=letter.reason, error=str(letter.error))
-        OUTCOMES.labels("buried", letter.reason).inc()
-        await until_done(lambda: self._dead_letters.bury(_own_record(delivered), letter))
+        return [carried for carried in orders if not comes_back(known.get(carried.order.order_id))]
 
 
-def split_reused(orders: Sequence[Delivered]) -> tuple[list[Delivered], list[Delivered]]:
-    """Each order id once, and those that reuse an id with other contents. Pure.
-
-    Of an id's orders one that was admitted goes before one that came past the front, then the first before the next. An
-    exact repeat is in neither list: it is routed with the first.
-    """
-    first: dict[OrderId, Delivered] = {}
-    reused: list[Delivered] = []
-    for delivered in sorted(orders, key=lambda delivered: delivered.order.admission_number is None):  # stable
-        known = first.setdefault(delivered.order.order_id, delivered)
-        if not same_contents(known.order, delivered.order):
-            reused.append(delivered)
-    return list(first.values()), reused
-
-
-def _comes_back(result: OrderResult | None) -> bool:
-    """Whether the ledger publishes the order again, or it has ended."""
-    return result is not None and result.status is not OrderStatus.DELAYED
-
-
-def _own_record(delivered: Delivered) -> Record:
-    """The record as it came, or, when it held several orders, one with this order alone."""
-    if delivered.alone:
-        return delivered.record
-    order = delivered.order
-    return replace(delivered.record, key=order.order_id.encode(), value=encode(order))
-
-
-async def until_done(step: Callable[[], Awaitable[T]]) -> T:
-    """Repeats an idempotent step until Redis or Kafka takes it: routing is never given up, only cut off by a stop."""
-    retrying = AsyncRetrying(
-        wait=wait_random_exponential(multiplier=0.1, max=5),
-        retry=retry_if_exception(lambda error: isinstance(error, SeckillError) and error.retryable),
-        before_sleep=_log_wait,
-    )
-    async for attempt in retrying:
-        with attempt:
-            return await step()
-    raise AssertionError("unreachable: the retrying above has no end")
-
-
-def _log_wait(state: RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    log.warning("routing_waits", attempt=state.attempt_number, error=str(error))
+def _spared(orders: Sequence[Carried], cause: Exception) -> Outcomes:
+    """They count as tried, though not as tried alone."""
+    for carried in orders:
+        carried.alone = False
+    return {carried.order.order_id: Failed(cause) for carried in orders}
 
 
 def _now_ms() -> int:

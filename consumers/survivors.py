@@ -30,7 +30,8 @@ ENDED = frozenset({ReservationState.SOLD, ReservationState.REJECTED})
 class Trace:
     """What the topics tell of an order. Times are those of its newest record and of its newest letter; None: none.
 
-    `uncommitted`: the group has not passed one of its records. `passed`: it has passed one.
+    `uncommitted`: its group has not passed one of its records. `passed`: it has passed one. `put_off`: one waits in a
+    retry topic.
     """
 
     order: Order
@@ -38,6 +39,7 @@ class Trace:
     buried_ms: int | None = None
     uncommitted: bool = False
     passed: bool = False
+    put_off: bool = False
 
     @property
     def is_aside(self) -> bool:
@@ -46,8 +48,11 @@ class Trace:
 
     @property
     def was_admitted(self) -> bool:
-        """Of an order past the front: the worker has let go of it, and a letter is not why. So it was admitted."""
-        return self.order.admission_number is not None or (self.passed and self.buried_ms is None)
+        """Of an order past the front: the worker has let go of it, and neither a letter nor a retry topic is why. So it
+        was admitted. One that was admitted before it was put off has its number in the retry record.
+        """
+        let_go = self.passed and not self.put_off and self.buried_ms is None
+        return self.order.admission_number is not None or let_go
 
 
 @dataclass(slots=True)
@@ -62,12 +67,13 @@ class Traces:
         of_sale = order.sale_id == self.sale.sale_id or (order.sale_id == 0 and self.current)
         return of_sale and order.product_id == self.sale.product_id
 
-    def published(self, order: Order, at_ms: int, *, passed: bool) -> None:
-        """A record of the main topic."""
+    def published(self, order: Order, at_ms: int, *, passed: bool, tier: bool = False) -> None:
+        """A record of the main topic, or of a retry topic (`tier`)."""
         if (trace := self._trace(order)) is not None:
             trace.published_ms = max(at_ms, trace.published_ms or 0)
             trace.uncommitted |= not passed
             trace.passed |= passed
+            trace.put_off |= tier and not passed
 
     def buried(self, order: Order, at_ms: int) -> None:
         """A letter."""

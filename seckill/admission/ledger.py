@@ -5,7 +5,7 @@ Every method is one script call (or one pipeline of reads) per sale and may be r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -13,6 +13,7 @@ import structlog
 
 from seckill.admission.keys import DOUBTED, PRODUCTS, SaleKeys, sale_keys, sales_key
 from seckill.admission.link import Argument, Command, RedisLink, load_script
+from seckill.admission.moves import CALL_ORDERS_MAX, EntryMoves, by_sale, parts
 from seckill.admission.waiting import ResultWatch
 from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.errors import AdmissionUnavailable
@@ -26,9 +27,6 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 ENDED = frozenset({OrderStatus.CONFIRMED, OrderStatus.REJECTED})
-
-CALL_ORDERS_MAX = 500
-"""Orders in one script call: what a script can unpack, and what Redis may be busy with in one piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +49,11 @@ class LedgerStats:
     sale_id: int = 0
 
 
-class Ledger:
+class Ledger(EntryMoves):
     """All methods raise AdmissionUnavailable when Redis does not answer."""
 
     def __init__(self, link: RedisLink, settings: LedgerSettings) -> None:
-        self._link = link
+        super().__init__(link)
         self._result_ttl_ms = settings.result_ttl_s * 1_000
         self._watch = ResultWatch(self.results)
 
@@ -67,9 +65,9 @@ class Ledger:
 
         An order that names no sale is settled in the one that holds its entry, if any does.
         """
-        held_by = await self._sales_with_entries([order for order, _ in ended if order.sale_id == 0])
+        held_by = await self.sales_with_entries([order for order, _ in ended if order.sale_id == 0])
         in_sales = ((replace(order, sale_id=held_by.get(order.order_id, order.sale_id)), end) for order, end in ended)
-        batches = _by_sale(in_sales, lambda pair: pair[0])
+        batches = by_sale(in_sales, lambda pair: pair[0])
         commands = [self._settle_command(*batch) for batch in batches]
         reach(CrashPoint.SETTLING)
         replies = await self._link.run(commands) if commands else []
@@ -79,12 +77,12 @@ class Ledger:
                 if result != _result_text(order, end):
                     log.error("result_conflict", order_id=order.order_id, stands=result, came=_result_text(order, end))
 
-    async def _sales_with_entries(self, orders: Sequence[Order]) -> dict[OrderId, int]:
+    async def sales_with_entries(self, orders: Sequence[Order]) -> dict[OrderId, int]:
         """The sale whose ledger has the order, of those that one has."""
         sales = await self._sales_of(sorted({order.product_id for order in orders}))
         places = [
             (sale_id, sale_keys(product_id, sale_id).ledger, [order.order_id for order in part])
-            for product_id, _, part in _by_sale(orders, lambda order: order)
+            for product_id, _, part in by_sale(orders, lambda order: order)
             for sale_id in sales[product_id]
         ]
         replies = await self._link.run([("HMGET", key, *ids) for _, key, ids in places]) if places else []
@@ -121,7 +119,7 @@ class Ledger:
             (sale_keys(product_id, sale_id), part)
             for product_id, ids in by_product.items()
             for sale_id in sales[product_id]
-            for part in _parts(ids)
+            for part in parts(ids)
         ]
         found: dict[OrderId, OrderResult] = {}
         for order_id, facts in await self._facts(places):
@@ -165,7 +163,7 @@ class Ledger:
         sales = await self._sales_of(unknown)
         places = [
             (sale_keys(product_id, place), [order.order_id for order in part])
-            for product_id, sale_id, part in _by_sale(orders, lambda order: order)
+            for product_id, sale_id, part in by_sale(orders, lambda order: order)
             for place in ([sale_id] if sale_id else sales[product_id])
         ]
         found = await self._facts(places)
@@ -223,30 +221,6 @@ class Ledger:
         """Whoever waits for a result, now or later, is answered with what is known."""
         self._watch.stop()
 
-    async def postpone(self, orders: Sequence[Order], *, delay_ms: int) -> None:
-        """Moves `due` to `delay_ms` from now; pending entries only."""
-        script = load_script("postpone")
-        commands = [
-            script.call([sale_keys(product_id, sale_id).due], [delay_ms, *(order.order_id for order in part)])
-            for product_id, sale_id, part in _by_sale(orders, lambda order: order)
-        ]
-        if commands:
-            reach(CrashPoint.POSTPONING)
-            await self._link.run(commands)
-            reach(CrashPoint.POSTPONED)
-
-    async def park(self, orders: Sequence[Order]) -> None:
-        """Sets the entries aside (their records are dead letters); existing entries only."""
-        script, commands = load_script("park"), []
-        for product_id, sale_id, part in _by_sale(orders, lambda order: order):
-            keys = sale_keys(product_id, sale_id)
-            names = [keys.ledger, keys.due, keys.ages, keys.parked]
-            commands.append(script.call(names, [order.order_id for order in part]))
-        if commands:
-            reach(CrashPoint.PARKING)
-            await self._link.run(commands)
-            reach(CrashPoint.PARKED)
-
     async def due(self, product_id: int, *, limit: int) -> list[LedgerEntry]:
         """Up to `limit` pending entries that someone should look at, oldest first. Changes nothing."""
         script = load_script("due")
@@ -269,7 +243,7 @@ class Ledger:
         record that only waits stay few. Nobody else gets them in between; when the reply is lost, they come back.
         """
         script, taken = load_script("claim"), []
-        for product_id, sale_id, part in _by_sale(entries, lambda entry: entry.order):
+        for product_id, sale_id, part in by_sale(entries, lambda entry: entry.order):
             keys = sale_keys(product_id, sale_id)
             seen = [field for entry in part for field in (entry.order.order_id, entry_text(entry))]
             reach(CrashPoint.CLAIMING)
@@ -422,16 +396,3 @@ def entry_text(entry: LedgerEntry) -> str:
 def _scores(flat: Sequence[str]) -> dict[str, int]:
     """Member → score of a ZRANGE … WITHSCORES reply."""
     return {member: int(float(score)) for member, score in zip(flat[::2], flat[1::2], strict=True)}
-
-
-def _parts(items: Sequence[T]) -> Iterable[Sequence[T]]:
-    return (items[at : at + CALL_ORDERS_MAX] for at in range(0, len(items), CALL_ORDERS_MAX))
-
-
-def _by_sale(items: Iterable[T], order_of: Callable[[T], Order]) -> list[tuple[int, int, Sequence[T]]]:
-    """Product id, sale id and items, one group per script call; every group of one sale, in the order given."""
-    groups: dict[tuple[int, int], list[T]] = {}
-    for item in items:
-        order = order_of(item)
-        groups.setdefault((order.product_id, order.sale_id), []).append(item)
-    return [(product_id, sale_id, part) for (product_id, sale_id), group in groups.items() for part in _parts(group)]

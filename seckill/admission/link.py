@@ -154,7 +154,7 @@ def _identity(settings: RedisSettings) -> dict[str, Any]:
 
 
 SCRIPT_NAMES = (
-    "admit", "settle", "postpone", "park", "due", "claim", "warm", "set_state", "change_units",
+    "admit", "settle", "postpone", "put_off", "park", "unpark", "due", "claim", "warm", "set_state", "change_units",
     "close_for_rebuild", "hold_rebuild", "install_rebuild", "doubt", "vouched",
 )  # fmt: skip
 

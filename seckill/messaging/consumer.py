@@ -26,11 +26,16 @@ REJOIN_MARGIN_MS = 5_000
 
 
 @asynccontextmanager
-async def open_consumer(settings: KafkaSettings, drain: Drain | None = None) -> AsyncIterator[AIOKafkaConsumer]:
-    """A started consumer of the group, subscribed to nothing yet. Raises PublishUnknown when no broker answers."""
+async def open_consumer(
+    settings: KafkaSettings, drain: Drain | None = None, *, group: str | None = None
+) -> AsyncIterator[AIOKafkaConsumer]:
+    """A started consumer of the group (by default the one of the main topic), subscribed to nothing yet.
+
+    Raises PublishUnknown when no broker answers.
+    """
     consumer = AIOKafkaConsumer(
         **connection(settings),
-        group_id=settings.group,
+        group_id=group or settings.group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         # A JoinGroup is answered once every member has come back or its session is over. Giving up before that would

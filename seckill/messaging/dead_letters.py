@@ -15,6 +15,7 @@ from seckill.domain.errors import RecordTooLarge
 from seckill.domain.reasons import DeadLetterReason
 from seckill.messaging.envelope import Headers, Record, origin, with_origin
 from seckill.messaging.publisher import Publisher
+from seckill.messaging.retry_topics import RETRY_PREFIX, number_of
 
 log = structlog.get_logger()
 
@@ -26,12 +27,15 @@ VALUE_LEFT_HEADER = "seckill-dlq-value-left"
 
 REASON_HEADER = "seckill-dlq-reason"
 
+REPLAYS_HEADER = "seckill-dlq-replays"
+"""How often the record was published again by an operator, of whom a later letter knows by it."""
+
 _OURS = ("__dlq.errors.", "seckill-dlq-")
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """Why a record is set aside, and how often it was tried."""
+    """Why a record is set aside, and how often it was tried, in retry topics as well."""
 
     reason: DeadLetterReason
     error: Exception
@@ -49,8 +53,9 @@ def reason_of(letter: Record) -> DeadLetterReason | None:
 
 
 def letter_headers(record: Record, letter: Letter, *, group: str, now_ms: int) -> Headers:
-    """The record's own headers and the story of its failure. Pure."""
-    kept = tuple(header for header in with_origin(record) if not header[0].startswith(_OURS))
+    """The record's own headers and the story of its failure, of which earlier ones are part. Pure."""
+    kept = tuple(header for header in with_origin(record) if not header[0].startswith((*_OURS, RETRY_PREFIX)))
+    replays = next((value for name, value in record.headers if name == REPLAYS_HEADER), None)
     story = {
         "__dlq.errors.topic": record.topic,
         "__dlq.errors.partition": str(record.partition),
@@ -62,7 +67,7 @@ def letter_headers(record: Record, letter: Letter, *, group: str, now_ms: int) -
         "seckill-dlq-attempts": str(letter.attempts),
         "seckill-dlq-first-failed-ms": str(letter.first_failed_ms),
         "seckill-dlq-last-failed-ms": str(now_ms),
-        "seckill-dlq-replays": "0",
+        REPLAYS_HEADER: str(number_of(replays)),
     }
     return (*kept, *((name, value.encode()) for name, value in story.items()))
 

@@ -1,4 +1,4 @@
-"""How far a consumer group is behind, as any onlooker can ask: without joining the group or moving anything.
+"""How far the consumer groups are behind, as any onlooker can ask: without joining a group or moving anything.
 
 Only OffsetFetch and ListOffsets are used, which every broker answers, librdkafka's mock cluster included.
 """
@@ -6,7 +6,7 @@ Only OffsetFetch and ListOffsets are used, which every broker answers, librdkafk
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 from seckill.domain.errors import PublishUnknown
 from seckill.messaging.connection import connection, start
 from seckill.messaging.envelope import Record
+from seckill.messaging.retry_topics import RetryTier
 from seckill.settings import KafkaSettings
 
 READ_WITHIN_MS = 3_600_000
@@ -40,28 +41,70 @@ class PartitionLag:
         return max(0, self.end - max(self.beginning, self.committed or 0))
 
 
-async def consumer_lag(settings: KafkaSettings) -> list[PartitionLag]:
-    """The group's lag on every partition of the topic. Raises PublishUnknown when no broker answers."""
+async def consumer_lag(settings: KafkaSettings, tiers: Sequence[RetryTier] = ()) -> list[PartitionLag]:
+    """The lag on every partition of the topic, then of the retry topics; each counts for the group that reads it.
+
+    What moves on while this looks may count twice, and never not at all. Raises PublishUnknown when no broker answers.
+    """
+    found: list[PartitionLag] = []
+    for group, topics in _read_by(settings, tiers):
+        found += await group_lag(settings, group, topics)
+    return found
+
+
+async def group_lag(settings: KafkaSettings, group: str, topics: Sequence[str]) -> list[PartitionLag]:
+    """The group's lag on every partition of those of the topics that there are. Raises PublishUnknown."""
     within_ms = settings.request_timeout_ms
-    async with _onlooker(settings, settings.topic, group=settings.group, within_ms=within_ms) as (consumer, partitions):
-        beginnings = await consumer.beginning_offsets(partitions)
-        ends = await consumer.end_offsets(partitions)
-        committed = [await consumer.committed(partition) for partition in partitions]
+    async with _onlooker(settings, *topics, group=group, within_ms=within_ms) as (consumer, partitions):
+        return await _lags(consumer, partitions)
+
+
+async def oldest_uncommitted_ms(
+    settings: KafkaSettings, tiers: Sequence[RetryTier] = (), *, within_ms: int = 10_000
+) -> int | None:
+    """When the oldest record that its group has not committed was written, over the topic and the retry topics.
+
+    None: everything is committed. `within_ms` is for each of the two groups. Raises PublishUnknown when that cannot be
+    read.
+    """
+    oldest = [
+        await _oldest_ms(settings, group, topics, within_ms=within_ms) for group, topics in _read_by(settings, tiers)
+    ]
+    return min((each for each in oldest if each is not None), default=None)
+
+
+def _read_by(settings: KafkaSettings, tiers: Sequence[RetryTier]) -> list[tuple[str, Sequence[str]]]:
+    """The groups and what they read, in the order in which a record moves on, which is the one to look in.
+
+    A record is in the next topic before its group passes it in the one before. Who looks the other way round can miss
+    it in both.
+    """
+    main = (settings.group, [settings.topic])
+    return [main, (settings.retry_group, [tier.topic for tier in tiers])] if tiers else [main]
+
+
+async def _lags(consumer: Any, partitions: Sequence[TopicPartition]) -> list[PartitionLag]:
+    """What is committed is asked first, of all of them: a record that moves from topic to topic meanwhile is seen."""
+    committed = await _committed(consumer, partitions)
+    beginnings = await consumer.beginning_offsets(partitions)
+    ends = await consumer.end_offsets(partitions)
     return [
-        PartitionLag(each.topic, each.partition, offset, beginnings[each], ends[each])
-        for each, offset in zip(partitions, committed, strict=True)
+        PartitionLag(each.topic, each.partition, committed.get(each), beginnings[each], ends[each])
+        for each in partitions
     ]
 
 
-async def oldest_uncommitted_ms(settings: KafkaSettings, *, within_ms: int = 10_000) -> int | None:
-    """When the oldest record that the group has not committed was written, over all partitions of the topic.
+async def _committed(consumer: Any, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    """Without the partitions where its group has never committed anything."""
+    # One request for all of them; the consumer's public way takes one for each, and there are dozens.
+    found = await consumer._coordinator.fetch_committed_offsets(partitions)
+    return {partition: each.offset for partition, each in found.items()}
 
-    None: it has committed everything. Raises PublishUnknown when that cannot be read.
-    """
-    async with _onlooker(settings, settings.topic, group=settings.group, within_ms=within_ms) as (consumer, partitions):
-        if not partitions:  # an answer that leaves the topic out is no word of having passed everything
-            raise PublishUnknown(settings.bootstrap, f"topic {settings.topic} has no partitions")
-        behind = await _seek_to_committed(consumer, partitions)
+
+async def _oldest_ms(settings: KafkaSettings, group: str, topics: Sequence[str], *, within_ms: int) -> int | None:
+    async with _onlooker(settings, *topics, group=group, within_ms=within_ms) as (consumer, partitions):
+        _require(settings, topics, partitions)
+        behind = _seek_to_committed(consumer, await _lags(consumer, partitions))
         oldest: dict[TopicPartition, int] = {}
         while behind - oldest.keys():
             batches = await consumer.getmany(*(behind - oldest.keys()), timeout_ms=200, max_records=len(behind))
@@ -70,21 +113,31 @@ async def oldest_uncommitted_ms(settings: KafkaSettings, *, within_ms: int = 10_
     return min(oldest.values(), default=None)
 
 
-async def _seek_to_committed(consumer: Any, partitions: list[TopicPartition]) -> set[TopicPartition]:
-    """Each partition to where the group goes on; those that hold records from there."""
-    beginnings = await consumer.beginning_offsets(partitions)
-    ends = await consumer.end_offsets(partitions)
+def _require(settings: KafkaSettings, topics: Sequence[str], partitions: Sequence[TopicPartition]) -> None:
+    """An answer that leaves a topic out is no word of its holding no record."""
+    for topic in topics:
+        if not any(each.topic == topic for each in partitions):
+            raise PublishUnknown(settings.bootstrap, f"topic {topic} has no partitions")
+
+
+def _seek_to_committed(consumer: Any, lags: Sequence[PartitionLag]) -> set[TopicPartition]:
+    """Each partition to where its group goes on; those that hold records from there."""
     behind = set()
-    for partition in partitions:
-        start_at = max(beginnings[partition], await consumer.committed(partition) or 0)
-        consumer.seek(partition, start_at)
-        if start_at < ends[partition]:
+    for each in lags:
+        partition = TopicPartition(each.topic, each.partition)
+        consumer.seek(partition, max(each.beginning, each.committed or 0))
+        if each.lag:
             behind.add(partition)
     return behind
 
 
-async def read_topic(settings: KafkaSettings, topic: str, *, within_ms: int = 60_000) -> list[Record]:
-    """Every record that the topic holds now, in the order of each partition. Raises PublishUnknown."""
+async def read_topic(
+    settings: KafkaSettings, topic: str, *, wanted: Callable[[Record], bool] | None = None, within_ms: int = 60_000
+) -> list[Record]:
+    """Every record that the topic holds now and that is wanted, in the order of each partition. Raises PublishUnknown.
+
+    None of a topic that does not exist.
+    """
     records: list[Record] = []
     async with _onlooker(settings, topic, group=None, within_ms=within_ms) as (consumer, partitions):
         if not partitions:
@@ -93,8 +146,41 @@ async def read_topic(settings: KafkaSettings, topic: str, *, within_ms: int = 60
         await consumer.seek_to_beginning(*partitions)
         while any([await consumer.position(each) < ends[each] for each in partitions]):
             batches = await consumer.getmany(timeout_ms=200)
-            records += [_record(each) for batch in batches.values() for each in batch]
+            fetched = [_record(each) for batch in batches.values() for each in batch]
+            records += filter(wanted, fetched) if wanted else fetched
     return records
+
+
+async def read_at(
+    settings: KafkaSettings, topic: str, places: Collection[tuple[int, int]], *, within_ms: int = 60_000
+) -> dict[tuple[int, int], Record]:
+    """The records at these places (partition, offset); one that the topic does not hold (any more) is absent.
+
+    Raises PublishUnknown.
+    """
+    found: dict[tuple[int, int], Record] = {}
+    async with _onlooker(settings, topic, group=None, within_ms=within_ms) as (consumer, partitions):
+        firsts, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
+        for each in partitions:
+            wanted = sorted(at for number, at in places if number == each.partition and firsts[each] <= at < ends[each])
+            consumer.pause(*partitions)
+            consumer.resume(each)
+            async for record in _at_offsets(consumer, each, wanted):
+                found[record.partition, record.offset] = record
+    return found
+
+
+async def _at_offsets(consumer: Any, partition: TopicPartition, offsets: Sequence[int]) -> AsyncIterator[Record]:
+    """The records at these offsets, which ascend; one that compaction has taken is left out."""
+    wanted = set(offsets)
+    for number, offset in enumerate(offsets):
+        if number == 0 or offset - await consumer.position(partition) > TAKEN_AT_ONCE:
+            consumer.seek(partition, offset)
+        while await consumer.position(partition) <= offset:
+            batches = await consumer.getmany(partition, timeout_ms=200, max_records=TAKEN_AT_ONCE)
+            for fetched in batches.get(partition, ()):
+                if fetched.offset in wanted:
+                    yield _record(fetched)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +192,23 @@ class Kept:
 
 
 async def read_since(
-    settings: KafkaSettings, topic: str, since_ms: int, take: Callable[[Sequence[Kept]], Awaitable[None]]
+    settings: KafkaSettings,
+    topic: str,
+    since_ms: int,
+    take: Callable[[Sequence[Kept]], Awaitable[None]],
+    *,
+    group: str | None = None,
 ) -> None:
     """Hands over the topic's records since that time, some hundreds at once, in the order of each partition.
 
+    `group` is who passes them; None: the main one.
     Reads to where the topic ends when this is called, for as long as records come. Where the broker does not tell the
     offset of a time, it reads from the beginning. Raises PublishUnknown, also when the broker knows no such topic.
     """
-    group, within_ms = settings.group, READ_WITHIN_MS
+    group, within_ms = group or settings.group, READ_WITHIN_MS
     async with _onlooker(settings, topic, group=group, within_ms=within_ms) as (consumer, partitions):
-        if not partitions:  # an answer that leaves the topic out is no word of there being no records
-            raise PublishUnknown(settings.bootstrap, f"topic {topic} has no partitions")
-        committed = {each: await consumer.committed(each) or 0 for each in partitions}
+        _require(settings, [topic], partitions)
+        committed = await _committed(consumer, partitions)
         ends = await consumer.end_offsets(partitions)
         firsts = await consumer.beginning_offsets(partitions)
         for each, found in (await consumer.offsets_for_times(dict.fromkeys(partitions, since_ms))).items():
@@ -129,10 +220,21 @@ async def read_since(
             records = [fetched for batch in batches.values() for fetched in batch]
             await take(
                 [
-                    Kept(_record(each), each.offset < committed[TopicPartition(each.topic, each.partition)])
+                    Kept(_record(each), each.offset < committed.get(TopicPartition(each.topic, each.partition), 0))
                     for each in records
                 ]
             )
+
+
+async def read_tiers(
+    settings: KafkaSettings,
+    tiers: Sequence[RetryTier],
+    since_ms: int,
+    take: Callable[[Sequence[Kept]], Awaitable[None]],
+) -> None:
+    """As `read_since`, of the retry topics one after the other: a record moves on to a later one only."""
+    for tier in tiers:
+        await read_since(settings, tier.topic, since_ms, take, group=settings.retry_group)
 
 
 async def oldest_record_ms(settings: KafkaSettings, topic: str, *, within_ms: int = 60_000) -> int | None:
@@ -156,9 +258,9 @@ async def oldest_record_ms(settings: KafkaSettings, topic: str, *, within_ms: in
 
 @asynccontextmanager
 async def _onlooker(
-    settings: KafkaSettings, topic: str, *, group: str | None, within_ms: int
+    settings: KafkaSettings, *topics: str, group: str | None, within_ms: int
 ) -> AsyncIterator[tuple[Any, list[TopicPartition]]]:
-    """A consumer assigned to the topic's partitions by hand (none when the topic does not exist)."""
+    """A consumer assigned to the partitions of these topics by hand (none of a topic that does not exist)."""
     consumer = AIOKafkaConsumer(
         **connection(settings),
         group_id=group,
@@ -169,8 +271,7 @@ async def _onlooker(
     try:
         async with asyncio.timeout(within_ms / 1000):
             await start(consumer, settings)
-            numbers = await _partitions(consumer, topic)
-            partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
+            partitions = await _partitions(consumer, topics)
             consumer.assign(partitions)
             yield consumer, partitions
     except (KafkaError, TimeoutError) as error:
@@ -179,10 +280,11 @@ async def _onlooker(
         await _stop(consumer)
 
 
-async def _partitions(consumer: Any, topic: str) -> set[int]:
+async def _partitions(consumer: Any, topics: Sequence[str]) -> list[TopicPartition]:
     """Asks for the metadata of all topics: asking for one by name would make it."""
     cluster = await consumer._client.fetch_all_metadata()  # the consumer has no public way to it
-    return set(cluster.partitions_for_topic(topic) or ())
+    numbers = {topic: sorted(cluster.partitions_for_topic(topic) or ()) for topic in topics}
+    return [TopicPartition(topic, number) for topic in topics for number in numbers[topic]]
 
 
 async def _stop(consumer: Any) -> None:

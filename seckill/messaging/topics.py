@@ -21,6 +21,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from seckill.domain.errors import PublishUnknown, Unfit
 from seckill.messaging.connection import connection, start
+from seckill.messaging.retry_topics import RetryTier
 from seckill.settings import KafkaSettings
 
 FOR_EVER = -1
@@ -28,7 +29,7 @@ BATCH_OVERHEAD_BYTES = 12
 """What Kafka itself adds to 1 MiB for its default of max.message.bytes: the offset and size before a batch."""
 
 LETTER_BYTES_MAX = 16_384
-"""What a dead letter's headers add to the record that it sets aside, which may be as large as its topic allows."""
+"""What the headers of a dead letter or a retry record add to the record, which may be as large as its topic allows."""
 
 REPLICAS_MAX = 3
 LOOKS_MAX = 15
@@ -94,9 +95,18 @@ class TopicState:
 
 
 def planned(
-    settings: KafkaSettings, *, partitions: int, replicas: int, retention_ms: int, retention_bytes: int = FOR_EVER
+    settings: KafkaSettings,
+    tiers: Sequence[RetryTier] = (),
+    *,
+    partitions: int,
+    replicas: int,
+    retention_ms: int,
+    retention_bytes: int = FOR_EVER,
 ) -> list[TopicPlan]:
-    """The pipeline's topics: the main one, and the dead letters, which are larger than a record and kept for ever."""
+    """The pipeline's topics: the main one, the dead letters, and the retry topics.
+
+    What is put off or set aside is larger than its record, and kept for ever: nobody else has it any more.
+    """
     record_bytes = settings.record_bytes_max + BATCH_OVERHEAD_BYTES
     always = {"cleanup.policy": "delete", "min.insync.replicas": str(2 if replicas >= REPLICAS_MAX else 1)}
     main = {
@@ -105,7 +115,7 @@ def planned(
         "retention.ms": str(retention_ms),
         "retention.bytes": str(retention_bytes),
     }
-    letters = {
+    aside = {
         **always,
         "max.message.bytes": str(record_bytes + LETTER_BYTES_MAX),
         "retention.ms": str(FOR_EVER),
@@ -113,15 +123,26 @@ def planned(
     }
     return [
         TopicPlan(settings.topic, partitions, replicas, main),
-        TopicPlan(settings.dead_letter_topic, partitions, replicas, letters),
+        TopicPlan(settings.dead_letter_topic, partitions, replicas, aside),
+        *(TopicPlan(tier.topic, partitions, replicas, aside) for tier in tiers),
     ]
+
+
+def by_setting(tiers: Sequence[RetryTier]) -> dict[str, str]:
+    """The retry topics by the settings that they come from, as `require_topics` takes them."""
+    return {f"retry.topic_delays_ms[{tier.number}]": tier.topic for tier in tiers}
 
 
 # --- making ----------------------------------------------------------------------------------------------------------
 
 
 async def make_topics(
-    settings: KafkaSettings, *, partitions: int, retention_ms: int, replicas: int | None = None
+    settings: KafkaSettings,
+    tiers: Sequence[RetryTier] = (),
+    *,
+    partitions: int,
+    retention_ms: int,
+    replicas: int | None = None,
 ) -> list[TopicDone]:
     """Makes what is missing and sets what is set otherwise; a second call changes nothing.
 
@@ -133,7 +154,7 @@ async def make_topics(
             problem = "it takes no requests for topics (the embedded stand-in makes them on first use)"
             raise TopicsRefused(settings.bootstrap, problem, "name an Apache Kafka with SECKILL__KAFKA__BOOTSTRAP")
         replicas = replicas or min(len((await admin.describe_cluster())["brokers"]), REPLICAS_MAX)
-        plans = planned(settings, partitions=partitions, replicas=replicas, retention_ms=retention_ms)
+        plans = planned(settings, tiers, partitions=partitions, replicas=replicas, retention_ms=retention_ms)
         done = [await _make(admin, settings.bootstrap, plan) for plan in plans]
         await _seen(admin, settings.bootstrap, plans)
         return done

@@ -14,17 +14,17 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.errors import ConsumerEnded, InvalidOrder
-from seckill.domain.order import Order
 from seckill.draining import Drain
-from seckill.messaging.envelope import Record, decode
+from seckill.messaging.delivery import Arrival, Carrier, Delivered, record_of
+from seckill.messaging.due_gate import Batches, Gate, OpenGate
+from seckill.messaging.envelope import decode
 from seckill.messaging.metrics import COMMITS, FETCHED, GROUP_SIZE, INFLIGHT
 from seckill.messaging.offsets import PartitionProgress
 
@@ -32,36 +32,6 @@ log = structlog.get_logger()
 
 COMMIT_EVERY_S = 0.1
 COMMIT_TIMEOUT_S = 10.0
-
-
-@dataclass(slots=True)
-class Arrival:
-    """One record in the worker's hands, until everything in it is routed."""
-
-    partition: TopicPartition
-    progress: PartitionProgress
-    record: Record
-    unrouted: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """An order and the record that brought it. `alone`: the record holds nothing else."""
-
-    order: Order
-    record: Record
-    arrival: Arrival
-    alone: bool = True
-
-
-class Carrier(Protocol):
-    """What a worker does with what it fetched. Both return only after the order or record has been routed."""
-
-    async def carry(self, orders: Sequence[Delivered]) -> None:
-        """Orders of one sale, each record routed when this returns."""
-
-    async def bury(self, record: Record, error: InvalidOrder) -> None:
-        """A record that holds no order."""
 
 
 @dataclass(slots=True)
@@ -86,6 +56,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
     with the rest of its process, else within `drain_timeout_ms` of its limits.
 
     While `held_back` says so nothing is fetched. The consumer stays in its group, as heartbeats do not need a fetch.
+    `gate`: what of a fetch is to wait, and is read again later; by default nothing.
     """
 
     def __init__(
@@ -95,6 +66,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         limits: WorkerLimits,
         *,
         held_back: Callable[[], bool] = lambda: False,
+        gate: Gate | None = None,
         drain: Drain | None = None,
     ) -> None:
         self._own_drain = drain
@@ -102,6 +74,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         self._carrier = carrier
         self._limits = limits
         self._held_back = held_back
+        self._gate = gate or OpenGate()
+        self._topics: Sequence[str] = ()
         self._lanes: dict[tuple[int, int], Lane] = {}
         self._progress: dict[TopicPartition, PartitionProgress] = {}
         self._inflight = 0  # orders fetched and not routed
@@ -125,7 +99,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         Raises ConsumerEnded, after what was fetched has been finished: aiokafka's consumer does not come back from an
         error of its group, and a new process is the surest way to join it again.
         """
-        self._consumer.subscribe(list(topics), listener=self)
+        self._topics = list(topics)
+        self._consumer.subscribe(self._topics, listener=self)
         ended: KafkaError | None = None
         async with asyncio.TaskGroup() as self._tasks:
             committer = self._tasks.create_task(self._commit_regularly(), name="commit")
@@ -142,27 +117,31 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
 
     # --- fetch ---------------------------------------------------------------------------------------------------
 
-    async def _fetch(self) -> dict[TopicPartition, list[ConsumerRecord]]:
-        """What has come; nothing while enough is in flight, partitions are being handed over, or work is held back."""
+    async def _fetch(self) -> Batches:
+        """What has come and need not wait; nothing while enough is in flight, partitions are being handed over, or work
+        is held back.
+        """
         room = self._limits.inflight_max - self._inflight
         if room <= 0 or self._rebalancing or self._held_back():
             self._moved.clear()
             await _within(self._limits.poll_timeout_ms, self._moved.wait())
             return {}
-        batches: dict[TopicPartition, list[ConsumerRecord]] = await self._consumer.getmany(
-            timeout_ms=self._limits.poll_timeout_ms, max_records=room
-        )
-        return batches
+        within_ms = self._gate.open(self._consumer, at_most_ms=self._limits.poll_timeout_ms)
+        batches: Batches = await self._consumer.getmany(timeout_ms=within_ms, max_records=room)
+        return self._let_through(batches)
 
-    def _accept(self, batches: dict[TopicPartition, list[ConsumerRecord]]) -> None:
+    def _let_through(self, batches: Batches) -> Batches:
         if self._rebalancing:
-            return  # they came at the moment in which their partitions were revoked, and will be read again
+            return {}  # they came at the moment in which their partitions were revoked, and will be read again
+        return self._gate.let_through(self._consumer, batches)
+
+    def _accept(self, batches: Batches) -> None:
         for partition, records in batches.items():
             progress = self._progress.setdefault(partition, PartitionProgress())
             FETCHED.inc(len(records))
             for fetched in records:
                 progress.take(fetched.offset)
-                self._sort(Arrival(partition, progress, _record(fetched)))
+                self._sort(Arrival(partition, progress, record_of(fetched)))
         for key in list(self._lanes):
             self._dispatch(key)
 
@@ -218,7 +197,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
 
     def _count(self, change: int) -> None:
         self._inflight += change
-        INFLIGHT.set(self._inflight)
+        INFLIGHT.inc(change)
         if self._inflight:
             self._idle.clear()
         else:
@@ -268,12 +247,13 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         await self._commit()
         for partition in revoked:
             self._progress.pop(partition, None)
-        log.info("partitions_revoked", partitions=sorted(p.partition for p in revoked))
+        self._gate.forget(revoked)
+        log.info("partitions_revoked", topics=self._topics, partitions=sorted(p.partition for p in revoked))
 
     async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
         self._rebalancing = False
         self.joined.set()
-        log.info("partitions_assigned", partitions=sorted(p.partition for p in assigned))
+        log.info("partitions_assigned", topics=self._topics, partitions=sorted(p.partition for p in assigned))
 
     async def _drain(self) -> None:
         """Finishes what was fetched and commits it; what the deadline cuts off is not committed and comes again."""
@@ -297,15 +277,3 @@ async def _within(limit_ms: float, waiting: Awaitable[object]) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-def _record(fetched: ConsumerRecord) -> Record:
-    return Record(
-        topic=fetched.topic,
-        partition=fetched.partition,
-        offset=fetched.offset,
-        timestamp_ms=fetched.timestamp,
-        key=fetched.key,
-        value=fetched.value,
-        headers=tuple(fetched.headers),
-    )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import grpc
 
+from consumers.conflicts import Conflicts
+from consumers.lag_watch import LagWatch
 from consumers.lost_sales import LostSales
 from consumers.rebuild import Rebuilder
 from consumers.reconcile import ReconcileLimits, Reconciler
@@ -24,10 +27,13 @@ from seckill.draining import Drain
 from seckill.dtm.client import DtmClient
 from seckill.front.product_client import ProductClient
 from seckill.front.sale_desk import SaleDesk
-from seckill.messaging.lag import oldest_uncommitted_ms, read_since
+from seckill.messaging.dead_letters import DeadLetters
+from seckill.messaging.lag import consumer_lag, oldest_uncommitted_ms, read_since, read_tiers
 from seckill.messaging.publisher import open_publisher
+from seckill.messaging.retry_topics import RetryTier, retry_tiers
+from seckill.messaging.topics import by_setting
 from seckill.ops import Check, Readiness, serve_ops
-from seckill.settings import Settings
+from seckill.settings import KafkaSettings, Settings
 from seckill.wiring.checks import dependency_checks
 from seckill.wiring.role import Role
 
@@ -63,7 +69,8 @@ async def open_reconciler(
     async with AsyncExitStack() as stack:
         admission = await stack.enter_async_context(open_admission(settings.redis, settings.ledger))
         publisher = await stack.enter_async_context(open_publisher(settings.kafka, drain))
-        await publisher.require_topics({"kafka.topic": settings.kafka.topic})
+        tiers = retry_tiers(settings.kafka, settings.retry)
+        await publisher.require_topics(_topics(settings.kafka, tiers))
         channel = await stack.enter_async_context(open_channel(settings.product.grpc, settings.tls))
         order_channel = await stack.enter_async_context(open_channel(settings.order.grpc, settings.tls))
         client = await stack.enter_async_context(open_dtm(settings))
@@ -76,7 +83,12 @@ async def open_reconciler(
             orphans=_orphans(settings, client, product=channel, order=order_channel),
             client=client,
             publisher=publisher,
-            watermark=lambda: oldest_uncommitted_ms(settings.kafka),
+            conflicts=Conflicts(
+                admission.ledger,
+                DeadLetters(publisher, topic=settings.kafka.dead_letter_topic, group=settings.kafka.group),
+                topic=settings.kafka.topic,
+            ),
+            watermark=lambda: oldest_uncommitted_ms(settings.kafka, tiers),
             limits=ReconcileLimits(
                 every_ms=settings.reconcile.every_ms,
                 batch_max=settings.reconcile.batch_max,
@@ -99,8 +111,8 @@ async def open_sales_watch(settings: Settings) -> AsyncIterator[SalesWatch]:
     async with AsyncExitStack() as stack:
         admission = await stack.enter_async_context(open_admission(settings.redis, settings.ledger))
         publisher = await stack.enter_async_context(open_publisher(settings.kafka))
-        topic, letters = settings.kafka.topic, settings.kafka.dead_letter_topic
-        await publisher.require_topics({"kafka.topic": topic, "kafka.dead_letter_topic": letters})
+        kafka, tiers = settings.kafka, retry_tiers(settings.kafka, settings.retry)
+        await publisher.require_topics(_topics(kafka, tiers))
         channel = await stack.enter_async_context(open_channel(settings.product.grpc, settings.tls))
         reservations = Reservations(channel, address=settings.product.grpc, timeout_ms=settings.dtm.request_timeout_ms)
         products = ProductClient(channel, address=settings.product.grpc)
@@ -110,14 +122,25 @@ async def open_sales_watch(settings: Settings) -> AsyncIterator[SalesWatch]:
             reservations=reservations,
             rows=products,
             copy_terms=SaleDesk(products, admission.sales).copy,
-            read_records=lambda since_ms, take: read_since(settings.kafka, topic, since_ms, take),
-            read_letters=lambda since_ms, take: read_since(settings.kafka, letters, since_ms, take),
+            read_records=partial(read_since, kafka, kafka.topic),
+            read_retries=partial(read_tiers, kafka, tiers),
+            read_letters=partial(read_since, kafka, kafka.dead_letter_topic),
             wait_ms=settings.reconcile.rebuild_wait_ms,
             look_after_ms=settings.ledger.republish_after_ms,
             clock_ms=lambda: time.time_ns() // 1_000_000,
         )
         lost = LostSales(admission.rebuilds, products, reservations)
         yield SalesWatch(lost, rebuilder, every_ms=settings.reconcile.every_ms)
+
+
+def _topics(kafka: KafkaSettings, tiers: Sequence[RetryTier]) -> dict[str, str]:
+    """What is read or written here, by the setting that names it."""
+    return {"kafka.topic": kafka.topic, **by_setting(tiers), "kafka.dead_letter_topic": kafka.dead_letter_topic}
+
+
+def _lag_watch(settings: Settings) -> LagWatch:
+    kafka, tiers = settings.kafka, retry_tiers(settings.kafka, settings.retry)
+    return LagWatch(partial(consumer_lag, kafka, tiers), main_topic=kafka.topic)
 
 
 @asynccontextmanager
@@ -128,12 +151,14 @@ async def open_reconcile(settings: Settings, drain: Drain | None = None) -> Asyn
     async with AsyncExitStack() as stack:
         reconciler, checks = await stack.enter_async_context(open_reconciler(settings, drain))
         watch = await stack.enter_async_context(open_sales_watch(settings))
+        lag = _lag_watch(settings)
         await checks["redis"]()
         readiness = Readiness("reconcile", checks)
         drain.when_begun(readiness.stop)
         ops = await stack.enter_async_context(serve_ops(settings.reconcile.ops, readiness, drain))
         task = asyncio.create_task(reconciler.run(), name="reconcile")
         watching = asyncio.create_task(watch.run(), name="sales-watch")  # beside it: a rebuild takes its time
+        measuring = asyncio.create_task(lag.run(), name="lag-watch")
         try:
             yield Role("reconcile", {"reconcile.ops": ops}, drain, task)
         finally:
@@ -141,7 +166,8 @@ async def open_reconcile(settings: Settings, drain: Drain | None = None) -> Asyn
             reconciler.stop()
             watch.stop()
             watching.cancel()  # a rebuild gives back what it has begun, and the next one begins anew
-            _, unfinished = await asyncio.wait({task, watching}, timeout=drain.work_left_s())
+            measuring.cancel()
+            _, unfinished = await asyncio.wait({task, watching, measuring}, timeout=drain.work_left_s())
             drain.leave("looks", len(unfinished))
             if unfinished:  # every step of a look may be cut off: the next look finds what is left
                 task.cancel()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 import structlog
 
@@ -25,7 +26,10 @@ from seckill.dtm.protocol import TransOptions
 from seckill.front.product_client import ProductClient
 from seckill.messaging.consumer import open_consumer
 from seckill.messaging.dead_letters import DeadLetters
+from seckill.messaging.due_gate import DueGate
 from seckill.messaging.publisher import open_publisher
+from seckill.messaging.retry_topics import RetryTier, retry_tiers
+from seckill.messaging.topics import by_setting
 from seckill.messaging.worker import Worker, WorkerLimits
 from seckill.ops import Check, Readiness, serve_ops
 from seckill.settings import KafkaSettings, ServiceSettings, Settings, SettingsError
@@ -51,8 +55,9 @@ async def open_carrier(
             open_admission(settings.redis, settings.ledger, batch_max=settings.front.admission_batch_max)
         )
         publisher = await stack.enter_async_context(open_publisher(settings.kafka, drain))
+        kafka, tiers = settings.kafka, retry_tiers(settings.kafka, settings.retry)
         await publisher.require_topics(
-            {"kafka.topic": settings.kafka.topic, "kafka.dead_letter_topic": settings.kafka.dead_letter_topic}
+            {"kafka.topic": kafka.topic, **by_setting(tiers), "kafka.dead_letter_topic": kafka.dead_letter_topic}
         )
         channel = await stack.enter_async_context(open_channel(settings.product.grpc, settings.tls))
         order_channel = await stack.enter_async_context(open_channel(settings.order.grpc, settings.tls))
@@ -75,17 +80,34 @@ async def open_carrier(
             ),
             checkout=TccCheckout(client, reservations, _plan(settings)),
             reservations=reservations,
-            dead_letters=DeadLetters(publisher, topic=settings.kafka.dead_letter_topic, group=settings.kafka.group),
-            policy=RetryPolicy(settings.retry.attempts_max, settings.retry.base_ms, settings.retry.cap_ms),
+            dead_letters=DeadLetters(publisher, topic=kafka.dead_letter_topic, group=kafka.group),
+            publisher=publisher,
+            tiers=tiers,
+            policy=RetryPolicy(
+                settings.retry.attempts_max,
+                settings.retry.base_ms,
+                settings.retry.cap_ms,
+                settings.retry.topic_delays_ms,
+            ),
             dependencies=dependencies,
             undecided_wait_ms=settings.ledger.undecided_wait_ms,
         )
         yield carrier, {**checks, "circuits": dependencies.check}
 
 
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """A worker and what it reads."""
+
+    worker: Worker
+    group: str
+    topics: Sequence[str]
+
+
 @asynccontextmanager
 async def open_worker(settings: Settings, drain: Drain | None = None) -> AsyncIterator[Role]:
-    """The consumer of the topic. On leaving it stops fetching, finishes what it holds, commits and leaves the group.
+    """The consumers of the topic and of the retry topics. On leaving they stop fetching, finish what they hold, commit
+    and leave their groups.
 
     Raises AdmissionUnavailable or PublishUnknown when Redis or Kafka does not answer at start, and Unfit.
     """
@@ -94,40 +116,66 @@ async def open_worker(settings: Settings, drain: Drain | None = None) -> AsyncIt
     async with AsyncExitStack() as stack:
         carrier, checks = await stack.enter_async_context(open_carrier(settings, drain))
         await checks["redis"]()
-        consumer = await stack.enter_async_context(open_consumer(settings.kafka, drain))
-        limits = WorkerLimits(
-            batch_max=settings.worker.batch_max,
-            groups_per_sale_max=settings.worker.groups_per_sale_max,
-            inflight_max=settings.worker.inflight_max,
-            poll_timeout_ms=settings.worker.poll_timeout_ms,
-            drain_timeout_ms=settings.worker.drain_timeout_ms,
-        )
-        worker = Worker(consumer, carrier, limits, held_back=carrier.held_back, drain=drain)
-        readiness = Readiness("worker", {**checks, "group": lambda: _in_group(worker)})
+        readers = [await _open_reader(stack, settings, carrier, drain)]
+        if tiers := retry_tiers(settings.kafka, settings.retry):
+            readers.append(await _open_reader(stack, settings, carrier, drain, tiers))
+        readiness = Readiness("worker", {**checks, "group": lambda: _in_groups(readers)})
         drain.when_begun(readiness.stop)
         ops = await stack.enter_async_context(serve_ops(settings.worker.ops, readiness, drain))
-        task = asyncio.create_task(worker.run([settings.kafka.topic]), name="worker")
+        tasks = [asyncio.create_task(each.worker.run(each.topics), name=each.group) for each in readers]
+        first_end = asyncio.create_task(_first_end(tasks), name="worker")
         try:
-            await _joined(worker, task, settings.kafka)
-            yield Role("worker", {"worker.ops": ops}, drain, task)
+            await asyncio.gather(*(_joined(*each, settings.kafka) for each in zip(readers, tasks, strict=True)))
+            yield Role("worker", {"worker.ops": ops}, drain, first_end)
         finally:
             drain.begin()
-            worker.stop()
-            if not worker.joined.is_set():
-                task.cancel()  # it waits for its first partitions, and holds nothing
-            await asyncio.wait({task})
+            for reader, task in zip(readers, tasks, strict=True):
+                reader.worker.stop()
+                if not reader.worker.joined.is_set():
+                    task.cancel()  # it waits for its first partitions, and holds nothing
+            await asyncio.wait({*tasks, first_end})
+        for task in tasks:
+            if not task.cancelled():
+                await task
+
+
+async def _open_reader(
+    stack: AsyncExitStack, settings: Settings, carrier: SeckillCarrier, drain: Drain, tiers: Sequence[RetryTier] = ()
+) -> _Reader:
+    """Of the retry topics, or without tiers of the main one."""
+    kafka = settings.kafka
+    group, topics = (kafka.retry_group, [tier.topic for tier in tiers]) if tiers else (kafka.group, [kafka.topic])
+    consumer = await stack.enter_async_context(open_consumer(kafka, drain, group=group))
+    limits = WorkerLimits(
+        batch_max=settings.worker.batch_max,
+        groups_per_sale_max=1 if tiers else settings.worker.groups_per_sale_max,
+        inflight_max=settings.retry.inflight_max if tiers else settings.worker.inflight_max,
+        poll_timeout_ms=settings.worker.poll_timeout_ms,
+        drain_timeout_ms=settings.worker.drain_timeout_ms,
+    )
+    gate = DueGate(tiers) if tiers else None
+    return _Reader(
+        Worker(consumer, carrier, limits, held_back=carrier.held_back, gate=gate, drain=drain), group, topics
+    )
+
+
+async def _first_end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Ends as the first of them does: a role that reads only one of its topics has failed."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
         if not task.cancelled():
             await task
 
 
-async def _joined(worker: Worker, task: asyncio.Task[None], settings: KafkaSettings) -> None:
+async def _joined(reader: _Reader, task: asyncio.Task[None], settings: KafkaSettings) -> None:
     """Waits until the group has taken the worker in. Says that it waits; a slow group is said, and joined later."""
-    log.info("worker_waiting_for_partitions", topic=settings.topic, group=settings.group)
-    joining = asyncio.create_task(worker.joined.wait())
+    group = reader.group
+    log.info("worker_waiting_for_partitions", group=group, topics=reader.topics)
+    joining = asyncio.create_task(reader.worker.joined.wait())
     try:
         for waited_ms in range(0, settings.session_timeout_ms, JOINING_TOLD_EVERY_MS):
             if waited_ms:
-                log.warning("worker_still_waiting_for_partitions", group=settings.group, waited_ms=waited_ms)
+                log.warning("worker_still_waiting_for_partitions", group=group, waited_ms=waited_ms)
             await asyncio.wait(
                 {joining, task}, timeout=JOINING_TOLD_EVERY_MS / 1000, return_when=asyncio.FIRST_COMPLETED
             )
@@ -135,12 +183,13 @@ async def _joined(worker: Worker, task: asyncio.Task[None], settings: KafkaSetti
                 return
     finally:
         joining.cancel()
-    log.warning("worker_not_in_group", group=settings.group, waited_ms=settings.session_timeout_ms)
+    log.warning("worker_not_in_group", group=group, waited_ms=settings.session_timeout_ms)
 
 
-async def _in_group(worker: Worker) -> None:
-    if not worker.joined.is_set():
-        raise NotInGroup("the group has given it no partitions yet")
+async def _in_groups(readers: Sequence[_Reader]) -> None:
+    for reader in readers:
+        if not reader.worker.joined.is_set():
+            raise NotInGroup(f"{reader.group} has given it no partitions yet")
 
 
 def _plan(settings: Settings) -> TccPlan:

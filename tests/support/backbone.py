@@ -153,7 +153,8 @@ async def backbone_settings(side: Side, folder: Path, *, own_coordinator: bool =
             "front": {"http": free, "grpc": free},
             "worker": {"ops": free, "drain_timeout_ms": 3_000},
             "reconcile": {"ops": free, "orphan_after_ms": 1_000},
-            "retry": {"attempts_max": 3, "base_ms": 10, "cap_ms": 50},
+            # Without retry topics: what fails three times is a letter. Who looks at retrying says otherwise.
+            "retry": {"attempts_max": 3, "base_ms": 10, "cap_ms": 50, "topic_delays_ms": ()},
         },
     )
     await side.make_pipeline_topics(settings.kafka)

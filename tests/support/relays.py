@@ -11,6 +11,16 @@ from typing import Any
 import grpc
 
 
+@dataclass(frozen=True, slots=True)
+class Poison:
+    """A call whose request holds `item` is not passed on: it is answered with `told`, which may be bytes that are no
+    reply, or never, when that is None.
+    """
+
+    item: bytes
+    told: grpc.StatusCode | bytes | None
+
+
 @dataclass(slots=True)
 class Relay:
     """What is done to the next calls of a method; a call whose caller has gone meanwhile is not passed on."""
@@ -19,6 +29,7 @@ class Relay:
     held: dict[str, asyncio.Event] = field(default_factory=dict)  # not passed on before the event
     lost: dict[str, list[grpc.StatusCode]] = field(default_factory=dict)  # answered so, and not passed on
     answers: dict[str, list[grpc.StatusCode]] = field(default_factory=dict)  # answered so after the work was done
+    poison: dict[str, Poison] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
 
     async def until_called(self, method: str, *, within_s: float = 30) -> None:
@@ -42,6 +53,9 @@ class _Forward(grpc.GenericRpcHandler):
             relay.calls.append(method)
             if method in relay.held:
                 await relay.held[method].wait()
+            poison = relay.poison.get(method)
+            if poison is not None and poison.item in request:
+                return await _poisoned(poison.told, context)
             if told := relay.lost.get(method):
                 await context.abort(told.pop(0), "lost on the way")
             try:
@@ -54,6 +68,15 @@ class _Forward(grpc.GenericRpcHandler):
             return reply
 
         return grpc.unary_unary_rpc_method_handler(answer)
+
+
+async def _poisoned(told: grpc.StatusCode | bytes | None, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+    if isinstance(told, bytes):
+        return told
+    if told is not None:
+        await context.abort(told, "it cannot digest this")
+    await asyncio.Event().wait()  # the caller's deadline ends it
+    raise AssertionError("unreachable: nobody sets the event")
 
 
 def _own_keys(metadata: Any) -> list[tuple[str, str | bytes]]:

@@ -38,3 +38,21 @@ def test_a_second_letter_replaces_the_story_of_the_first() -> None:
     assert len(names) == len(set(names))
     assert dict(twice)["seckill-dlq-last-failed-ms"] == b"333"
     assert dict(twice)[ORIGIN_HEADER] == b"seckill-topic/2/17/1700000000000"
+
+
+def test_a_letter_tells_how_often_its_record_was_replayed() -> None:
+    """Who replays says it in a header, which the next letter keeps; nobody else's number counts."""
+    for told, number in ((b"2", b"2"), (b"-1", b"0"), (b"x", b"0"), (None, b"0")):
+        replayed = replace(RECORD, headers=(("seckill-dlq-replays", told), ("seckill-replay-of", b"7-1")))
+        headers = letter_headers(replayed, LETTER, group="g", now_ms=222)
+        assert [value for name, value in headers if name == "seckill-dlq-replays"] == [number]
+        assert dict(headers)["seckill-replay-of"] == b"7-1"
+
+
+def test_a_letter_tells_the_story_of_its_retries_once() -> None:
+    """What a retry record says of itself is part of the letter's own attempts and first failure."""
+    waited = tuple(
+        (f"seckill-retry-{name}", b"1") for name in ("tier", "attempts", "first-failed-ms", "due-ms", "cause")
+    )
+    names = {name for name, _ in letter_headers(replace(RECORD, headers=waited), LETTER, group="g", now_ms=222)}
+    assert not [name for name in names if name.startswith("seckill-retry-")]
