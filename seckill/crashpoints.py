@@ -37,6 +37,8 @@ class CrashPoint(StrEnum):
     SETTLED = "settled"
     POSTPONING = "postponing"
     POSTPONED = "postponed"
+    PUTTING_OFF = "putting_off"
+    PUT_OFF = "put_off"  # the entry counts as published, and the retry record is not written
     CLAIMING = "claiming"
     CLAIMED = "claimed"
     PARKING = "parking"  # the letter is written
@@ -45,6 +47,7 @@ class CrashPoint(StrEnum):
     # Kafka, as a worker writes it.
     BURYING = "burying"
     BURIED = "buried"
+    RETRY_SENT = "retry_sent"
     OFFSETS_COMMITTING = "offsets_committing"
     OFFSETS_COMMITTED = "offsets_committed"
 
@@ -95,6 +98,14 @@ class CrashPoint(StrEnum):
     REBUILD_CLOSED = "rebuild_closed"
     REBUILD_STAGED = "rebuild_staged"
     REBUILD_INSTALLED = "rebuild_installed"
+
+    # What operators do with dead letters: written down, then one effect after the other.
+    REPLAY_INTENDED = "replay_intended"
+    REPLAY_UNPARKED = "replay_unparked"
+    REPLAY_PUBLISHED = "replay_published"
+    DISCARD_INTENDED = "discard_intended"
+    DISCARD_REJECTED = "discard_rejected"
+    DISCARD_SETTLED = "discard_settled"
 
 
 Deed = Callable[[CrashPoint], None]

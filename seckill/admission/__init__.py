@@ -1,8 +1,8 @@
 """Admission: the Redis side. Judges and reserves orders, keeps the ledger of accepted ones, remembers their results.
 
 May touch Redis only; knows nothing of HTTP, Kafka or SQL. `gate.py` admits, `ledger.py` settles and looks after what is
-pending, `sales.py` keeps the copy of the sale row, `rebuild.py` makes a lost one again; the scripts beside them are
-where the decisions are atomic.
+pending, `parked.py` brings back what was set aside, `sales.py` keeps the copy of the sale row, `rebuild.py` makes a
+lost one again; the scripts beside them are where the decisions are atomic.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from seckill.admission.gate import AdmissionGate, Wanted
 from seckill.admission.ledger import Ledger, LedgerEntry, LedgerStats
 from seckill.admission.link import RedisLink
+from seckill.admission.parked import ParkedOrders
 from seckill.admission.rebuild import RebuildBook
 from seckill.admission.sales import RebuildNeeded, SaleBook, SaleView
 from seckill.settings import LedgerSettings, RedisSettings
@@ -24,6 +25,7 @@ __all__ = [
     "Ledger",
     "LedgerEntry",
     "LedgerStats",
+    "ParkedOrders",
     "RebuildNeeded",
     "RedisLink",
     "SaleBook",
@@ -41,6 +43,7 @@ class Admission:
     ledger: Ledger
     sales: SaleBook
     rebuilds: RebuildBook
+    parked: ParkedOrders
 
 
 @asynccontextmanager
@@ -57,7 +60,8 @@ async def open_admission(
     gate = AdmissionGate(link, ledger, batch_max=batch_max, queue_max=queue_max, on_batch=on_batch)
     book = Ledger(link, ledger)
     try:
-        yield Admission(gate, book, SaleBook(link, ledger), RebuildBook(link, ledger))
+        parked = ParkedOrders(link, ledger, book)
+        yield Admission(gate, book, SaleBook(link, ledger), RebuildBook(link, ledger), parked)
     finally:
         await gate.close()
         await book.close()

@@ -49,3 +49,4 @@ class DeadLetterReason(StrEnum):
     RETRIES_EXHAUSTED = "RETRIES_EXHAUSTED"
     BRANCH_FAILED = "BRANCH_FAILED"  # a service answered with an error that is no refusal and not transient
     UNEXPECTED = "UNEXPECTED"  # an error that nobody foresaw
+    FOREIGN = "FOREIGN"  # put among the dead letters by another program, which tells no reason that is known here

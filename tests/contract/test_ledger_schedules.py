@@ -173,3 +173,51 @@ def test_a_refusal_that_was_told_does_not_end_an_entry_made_after_it(world: Ledg
     world.deliver("worker 2", message)
     assert not list(world.model.entries())
     assert world.model.now.stock == world.model.now.initial
+
+
+def put_off(world: LedgerWorld) -> Message:
+    """The retry record of an order whose service failed it until it was put off."""
+    (message,) = published(world, 1)
+    world.deliver("worker 1", message, fate="unreachable")
+    (retried,) = world.topic.unpassed()
+    assert retried.topic == "orders-retry-0"
+    return retried
+
+
+def test_an_order_that_waits_in_a_retry_topic_is_not_published_again(world: LedgerWorld) -> None:
+    """Its entry comes due before its retry record does: the record is slow, not lost."""
+    put_off(world)
+    all_due(world)
+    world.look("reconciler 1")
+    assert len(world.topic.messages) == 2
+    world.deliver("worker 1", world.topic.unpassed()[0])
+    assert not list(world.model.entries())
+
+
+def test_an_order_whose_worker_died_before_the_retry_record_is_carried_again(world: LedgerWorld) -> None:
+    """Its entry is put off and nothing waits anywhere: the record that is not committed comes again."""
+    (message,) = published(world, 1)
+    world.deliver("worker 1", message, fate="unreachable", until="send")
+    world.dies("worker 1")
+    assert world.topic.unpassed() == [message]
+    world.deliver("worker 2", message)
+    assert not list(world.model.entries())
+
+
+def test_an_order_that_ended_while_it_was_put_off_stays_ended(world: LedgerWorld) -> None:
+    """A second copy confirms between the look at the reservation and the put-off, which then touches nothing."""
+    (message,) = published(world, 1)
+    world.deliver("worker 1", message, fate="unreachable", until="put_off")
+    world.deliver("worker 2", message)
+    world.goes_on("worker 1")
+    assert not list(world.model.entries())
+
+
+def test_a_parked_order_is_not_put_off(world: LedgerWorld) -> None:
+    """Of two copies one becomes a letter and one a retry record: the entry stays with the letter."""
+    (message,) = published(world, 1)
+    world.deliver("worker 1", message, fate="unreachable", until="put_off")
+    world.deliver("worker 2", message, fate="failed")
+    world.goes_on("worker 1")
+    (entry,) = world.model.entries()
+    assert entry.parked
