@@ -13,11 +13,13 @@ import typer
 from typer.core import TyperGroup
 
 from seckill.cli import (
+    alerts,
     audit,
     bench,
     config,
     db,
     demo,
+    dlq,
     doctor,
     order,
     publish,
@@ -131,6 +133,7 @@ app.command("status")(status.status)
 tx.commands.command("retry")(tx_mending.retry)
 tx.commands.command("resolve")(tx_mending.resolve)
 app.add_typer(tx.commands, name="tx")
+app.add_typer(dlq.commands, name="dlq")
 app.command("audit")(audit.audit)
 app.command("doctor")(doctor.doctor)
 app.add_typer(topics.commands, name="topics")
@@ -139,3 +142,4 @@ app.add_typer(db.commands, name="db")
 for role, command in roles.ROLES.items():
     app.command(role, rich_help_panel="Roles (each its own process)")(command)
 app.command("reconcile", rich_help_panel="Roles (each its own process)")(reconcile.reconcile)
+app.add_typer(alerts.commands, name="alerts", rich_help_panel="Roles (each its own process)")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from seckill.cli.console import age, moment, note, print_json, print_table, say
+from seckill.cli.console import age, event_lines, note, print_json, print_table, say
 from seckill.cli.demo import show_verdict
 from seckill.cli.errors import FAILED, OK, UNREACHABLE, CliError, WrongUsage, explained
 from seckill.cli.state import JsonOption, client_settings, run
@@ -251,20 +251,11 @@ def _print_timelines(found: _Found) -> None:
         say(timeline.of)
         for problem in timeline.problems:
             say(f"  {problem}")
-        for event in timeline.events:
-            at = _to_the_ms(event.at_ms)
-            say(f"  {at:<29}  {event.store:<11}  {event.what}")
+        for line in event_lines(timeline.events):
+            say(f"  {line}")
     if found.more:
         say("")
         say(f"and {found.more} more (--limit)")
-
-
-def _to_the_ms(at_ms: int | None) -> str:
-    """As `moment`, with the milliseconds that tell one event from the next."""
-    if not at_ms:
-        return "-"
-    whole = moment(at_ms)
-    return f"{whole[:19]}.{at_ms % 1000:03d}{whole[19:]}"
 
 
 def _print_again(found: _Found, as_json: bool) -> None:

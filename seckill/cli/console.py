@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
+    from seckill.audit.timeline import Event
+
 
 def stdout_is_terminal() -> bool:
     return sys.stdout.isatty()
@@ -110,6 +112,19 @@ def moment(at_ms: int | None) -> str:
     if not at_ms:
         return "-"
     return datetime.fromtimestamp(at_ms / 1000, tz=UTC).astimezone().isoformat(timespec="seconds")
+
+
+def exact_moment(at_ms: int | None) -> str:
+    """As `moment`, with the milliseconds that tell one event from the next."""
+    if not at_ms:
+        return "-"
+    whole = moment(at_ms)
+    return f"{whole[:19]}.{at_ms % 1000:03d}{whole[19:]}"
+
+
+def event_lines(events: Iterable[Event]) -> list[str]:
+    """A timeline, a line an event."""
+    return [f"{exact_moment(event.at_ms):<29}  {event.store:<11}  {event.what}" for event in events]
 
 
 def brief_moment(at_ms: int | None) -> str:

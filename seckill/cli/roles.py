@@ -22,7 +22,9 @@ LISTENING = {
     "order": ("order.grpc", "order.ops"),
     "worker": ("worker.ops",),
     "reconcile": ("reconcile.ops",),
+    "dead_letters": ("dead_letters.http",),
     "coordinator": ("coordinator.grpc", "coordinator.http"),
+    "alerts": ("alerts.ops",),
 }
 """The settings that each role listens on."""
 
@@ -33,7 +35,7 @@ def up(
     context: typer.Context,
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Of the front's HTTP; 0 takes a free one. [default: front.http]"),
+        typer.Option(min=0, max=65535, help="Of the front's HTTP; 0 takes a free one.", show_default="front.http"),
     ] = None,
     base_port: Annotated[
         int | None,
@@ -161,16 +163,17 @@ def configure_logs(settings: Settings, *, quiet: bool = False) -> None:
 
 
 def run_role_here(context: typer.Context, name: str) -> None:
-    """Runs a role in this process until it is asked to stop."""
+    """Runs a role in this process until it is asked to stop. `name` is the command; its settings' section, with a _."""
     from seckill.settings import listening
 
-    settings = listening(role_settings(context), name)
+    section = name.replace("-", "_")
+    settings = listening(role_settings(context), section)
     configure_logs(settings)
-    check_ports(settings, (*LISTENING[name], f"{name}.branch_grpc"))
+    check_ports(settings, (*LISTENING[section], f"{section}.branch_grpc"))
     from seckill.wiring import run_role
 
     heard = kafka_unheard()
-    run_pipeline(run_role(name, settings, started=lambda role: heard()))
+    run_pipeline(run_role(section, settings, started=lambda role: heard()))
     note(f"seckill {name}: drained and ended")
 
 
@@ -208,5 +211,6 @@ ROLES = {
     "worker": _role("worker", "the worker: orders off the topic, each group one global transaction"),
     "product": _role("product", "the product service: sales, and the reservations that decide every order"),
     "coordinator": _role("coordinator", "our own DTM-compatible coordinator"),
+    "dead-letters": _role("dead-letters", "the dead-letter index and its HTTP API"),
 }
-"""The roles `order` and `reconcile` have more to say, in modules of their own."""
+"""The roles `order`, `reconcile` and `alerts` have more to say, in modules of their own."""

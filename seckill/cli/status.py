@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 ANSWER_TIMEOUT_S = 3.0
 UNDECIDED = ("prepared", "submitted", "aborting")
+PARTS = ("lag", "ledger", "undecided", "letters")
 LISTED_MAX = 1_000
 
 Report = dict[str, Any]
@@ -31,7 +33,7 @@ def status(
     interval: Annotated[float, typer.Option(min=0.2, max=3600, metavar="SECONDS", help="Of --watch.")] = 1.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Show each role, the consumer's lag, the ledger, and undecided transactions.
+    """Show each role, the consumers' lag, the ledger, undecided transactions, and dead letters.
 
     Exit code 0: every role is ready; 1: something is not; 3: nothing answers at all.
 
@@ -51,17 +53,28 @@ def status(
 
 async def gathered(settings: Settings) -> Report:
     """Asks every part at once. What does not answer stands in the report as an `error`, never as nothing."""
-    roles, lag, ledger, undecided = await asyncio.gather(
-        _roles(settings), _lag(settings), _ledger(settings), _undecided(settings)
+    _import_what_asks()
+    roles, (lag, retry), ledger, undecided, letters = await asyncio.gather(
+        _roles(settings), _lags(settings), _ledger(settings), _undecided(settings), _letters(settings)
     )
-    return {"roles": roles, "lag": lag, "ledger": ledger, "undecided": undecided}
+    parts = {"lag": lag, "retry": retry, "ledger": ledger, "undecided": undecided, "letters": letters}
+    return {"roles": roles, **parts}
+
+
+def _import_what_asks() -> None:
+    """Before the first question has its time: importing takes a second, in which no answer would be heard."""
+    import seckill.client
+    import seckill.clients
+    import seckill.dlq.tally
+    import seckill.messaging.lag
+    import seckill.security  # noqa: F401
 
 
 def exit_code(report: Report) -> int:
     states = {role["state"] for role in report["roles"]}
     if states == {"unreachable"}:
         return UNREACHABLE
-    partial = any("error" in report[part] for part in ("lag", "ledger", "undecided"))
+    partial = any("error" in report[part] for part in PARTS)
     return OK if states == {"ready"} and not partial else FAILED
 
 
@@ -94,6 +107,8 @@ async def _roles(settings: Settings) -> list[Report]:
         ("order", "order.ops", settings.order.ops),
         ("worker", "worker.ops", settings.worker.ops),
         ("reconcile", "reconcile.ops", settings.reconcile.ops),
+        ("dead-letters", "dead_letters.http", settings.dead_letters.http),
+        ("alerts", "alerts.ops", settings.alerts.ops),
         ("coordinator", "dtm.http", settings.dtm.http),
     ]
     timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
@@ -120,21 +135,29 @@ async def _role(session: Any, role: str, setting: str, address: str) -> Report:
     return {**known, "state": "ready" if ready else "unready", "checks": checks}
 
 
-async def _lag(settings: Settings) -> Report:
+async def _lags(settings: Settings) -> tuple[Report, Report]:
+    """What the group has yet to pass, partition by partition; and what waits in each retry topic."""
     from seckill.domain.errors import PublishUnknown
     from seckill.messaging.lag import consumer_lag
+    from seckill.messaging.retry_topics import retry_tiers
 
-    limited = settings.kafka.model_copy(update={"request_timeout_ms": int(ANSWER_TIMEOUT_S * 1000)})
+    kafka, tiers = settings.kafka, retry_tiers(settings.kafka, settings.retry)
+    limited = kafka.model_copy(update={"request_timeout_ms": int(ANSWER_TIMEOUT_S * 1000)})
     try:
-        partitions = await consumer_lag(limited)
+        partitions = await consumer_lag(limited, tiers)
     except PublishUnknown as error:
-        return {"error": str(error)}
-    return {
-        "topic": settings.kafka.topic,
-        "group": settings.kafka.group,
-        "total": sum(each.lag for each in partitions),
-        "partitions": [{**asdict(each), "lag": each.lag} for each in partitions],
+        return {"error": str(error)}, {"topics": []}  # told once
+    lags = Counter({tier.topic: 0 for tier in tiers})
+    for each in partitions:
+        lags[each.topic] += each.lag
+    main = {
+        "topic": kafka.topic,
+        "group": kafka.group,
+        "total": lags[kafka.topic],
+        "partitions": [{**asdict(each), "lag": each.lag} for each in partitions if each.topic == kafka.topic],
     }
+    waiting = [{"topic": tier.topic, "delay_ms": tier.delay_ms, "lag": lags[tier.topic]} for tier in tiers]
+    return main, {"group": kafka.retry_group, "total": sum(each["lag"] for each in waiting), "topics": waiting}
 
 
 async def _ledger(settings: Settings) -> Report:
@@ -165,11 +188,28 @@ async def _undecided(settings: Settings) -> Report:
     return {"total": len(found), **counts, "oldest_age_ms": oldest_ms}
 
 
+async def _letters(settings: Settings) -> Report:
+    """By state, from their index; nothing where no index is set up."""
+    from seckill.dlq.tally import letters_by_state
+    from seckill.domain.errors import SeckillError
+    from seckill.settings import DeadLetterSettings
+
+    if settings.dead_letters.database_url == DeadLetterSettings().database_url:
+        return {}
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            by_state = await letters_by_state(settings.dead_letters)
+    except (SeckillError, TimeoutError) as error:
+        return {"error": str(error) or "their index gave no answer in time"}
+    return {"total": sum(by_state.values()), "by_state": by_state}
+
+
 # --- showing -------------------------------------------------------------------------------------------------------
 
 _ROLE_COLUMNS = ("role", "state", "address", "setting", "what is wrong")
 _LEDGER_COLUMNS = ("product", "sale", "in the ledger", "parked", "oldest")
 _LAG_COLUMNS = ("partition", "committed", "end", "lag")
+_RETRY_COLUMNS = ("retry topic", "delay", "waiting")
 
 
 def _print(report: Report, as_json: bool) -> None:
@@ -197,6 +237,7 @@ def _tables(report: Report) -> list[tuple[tuple[str, ...], list[list[str]]]]:
     tables = [
         (_ROLE_COLUMNS, _role_rows(report)),
         (_LAG_COLUMNS, _lag_rows(report)),
+        (_RETRY_COLUMNS, _retry_rows(report)),
         (_LEDGER_COLUMNS, _ledger_rows(report)),
     ]
     return [(columns, rows) for columns, rows in tables if rows]
@@ -228,6 +269,10 @@ def _lag_rows(report: Report) -> list[list[str]]:
     return [*rows, ["total", "-", "-", str(report["lag"]["total"])]] if rows else rows
 
 
+def _retry_rows(report: Report) -> list[list[str]]:
+    return [[each["topic"], age(each["delay_ms"]), str(each["lag"])] for each in report["retry"]["topics"]]
+
+
 def _ledger_rows(report: Report) -> list[list[str]]:
     return [
         [str(each["product_id"]), str(each["sale_id"]), str(each["entries"]), str(each["parked"]),
@@ -238,9 +283,12 @@ def _ledger_rows(report: Report) -> list[list[str]]:
 
 def _lines(report: Report) -> list[str]:
     undecided = report["undecided"]
-    lines = [f"{part}: {report[part]['error']}" for part in ("lag", "ledger", "undecided") if "error" in report[part]]
+    lines = [f"{part}: {report[part]['error']}" for part in PARTS if "error" in report[part]]
     if "error" not in undecided:
         states = ", ".join(f"{undecided[state]} {state}" for state in UNDECIDED if undecided[state])
         more = f" ({states}), oldest {age(undecided['oldest_age_ms'])}" if states else ""
         lines.append(f"undecided transactions: {undecided['total']}{more}")
+    if "by_state" in report["letters"]:
+        counts = ", ".join(f"{count} {state}" for state, count in report["letters"]["by_state"].items())
+        lines.append(f"dead letters: {counts or 'none'}")
     return lines

@@ -30,6 +30,18 @@ def parse_moment(text: str, *, now: datetime) -> int:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo)).timestamp() * 1000)
 
 
+def parse_past(text: str, *, now: datetime) -> int:
+    """As `parse_moment`; a length of time alone, such as `15m`, is so long ago."""
+    if _AGE.fullmatch(text):
+        return int(now.timestamp() * 1000) - parse_age(text)
+    try:
+        return parse_moment(text, now=now)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no time: write 15m, 2h or 1d (ago), or ISO 8601 such as 2026-11-11T20:00:00+08:00"
+        ) from None
+
+
 def parse_age(text: str) -> int:
     """Milliseconds of `30d`, `12h`, `90m` or `60s`. Raises ValueError naming what is allowed."""
     match = _AGE.fullmatch(text)

@@ -37,25 +37,29 @@ def create(
         typer.Option(min=1, max=10, help="Copies of each record. [default: one on each broker, 3 at most]"),
     ] = None,
     retention: Annotated[
-        float, typer.Option(min=1, max=876_000, metavar="HOURS", help="Of the main topic; letters are kept for ever.")
+        float, typer.Option(min=1, max=876_000, metavar="HOURS", help="Of the main topic; the others keep for ever.")
     ] = RETENTION_HOURS,
     as_json: JsonOption = False,
 ) -> None:
     """Make the topics that are missing, and set right what is set wrong.
 
-    The main topic and the dead letters. Running it again changes nothing. The
-    replication of a topic that exists stays as it is.
+    The main topic, a retry topic for each delay of retry.topic_delays_ms, and the
+    dead letters. Running it again changes nothing. The replication of a topic that
+    exists stays as it is.
 
     Examples:
 
       seckill topics create
       seckill topics create --partitions 24 --replication 3 --retention 72
     """
-    settings = client_settings(context).kafka
+    settings = client_settings(context)
+    from seckill.messaging.retry_topics import retry_tiers
     from seckill.messaging.topics import make_topics
 
+    tiers = retry_tiers(settings.kafka, settings.retry)
+    retention_ms = round(retention * 3_600_000)
     done = run(
-        make_topics(settings, partitions=partitions, replicas=replication, retention_ms=round(retention * 3_600_000))
+        make_topics(settings.kafka, tiers, partitions=partitions, replicas=replication, retention_ms=retention_ms)
     )
     if as_json:
         print_json({"topics": [{"topic": each.name, "done": _word(each), "changes": each.changes} for each in done]})

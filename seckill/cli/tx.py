@@ -104,7 +104,7 @@ def print_reservations(reservations: Sequence[Mapping[str, Any]]) -> None:
 @asynccontextmanager
 async def coordinator_of(settings: Settings, *, timeout_ms: int | None = None) -> AsyncIterator[DtmClient]:
     """A client of the coordinator."""
-    from seckill.wiring import open_dtm
+    from seckill.clients import open_dtm
 
     async with open_dtm(settings, timeout_ms=timeout_ms) as client:
         yield client

@@ -34,6 +34,8 @@ TITLES: Mapping[str, tuple[int, str]] = {
     "UNKNOWN_ORDER": (404, "There is no such order"),
     "UNKNOWN_SALE": (404, "There is no such sale"),
     "SALE_CONFLICT": (409, "The sale does not allow this"),
+    "UNKNOWN_LETTER": (404, "There is no such dead letter"),
+    "LETTER_REFUSED": (409, "The dead letter does not allow this"),
     "UNAUTHORIZED": (401, "The operator token is missing or wrong"),
     "CLOSED": (403, "No operator token is configured"),
     "NOT_FOUND": (404, "There is nothing here"),

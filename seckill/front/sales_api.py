@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from seckill.admission.sales import UNITS_MAX, SaleView
 from seckill.domain.order import MAX_ID, NewSale
-from seckill.front.problems import Problem, ProblemError, invalid, openapi_responses
+from seckill.front.operators import OPERATOR_CODES, operator
+from seckill.front.problems import ProblemError, invalid, openapi_responses
 from seckill.front.product_client import SaleChange
 from seckill.front.requests import key_problem
 from seckill.front.sale_desk import SaleDesk
 
 DEFAULT_DURATION_MS = 86_400_000
-OPERATOR_CODES = ("UNAUTHORIZED", "CLOSED", "UNAVAILABLE")
+CLOSED = "sales cannot be changed here: no operator token is configured"
 
 Id = Annotated[int, Field(ge=1, le=MAX_ID)]
 Units = Annotated[int, Field(ge=1, le=UNITS_MAX)]
@@ -90,28 +89,12 @@ class SalesReply(BaseModel):
     sales: list[SaleReply]
 
 
-BEARER = HTTPBearer(auto_error=False, scheme_name="operatorToken", description="`front.operator_token`")
-
-
-def operator(token: SecretStr | None) -> Callable[..., None]:
-    """The check of the operator token, as a dependency of the endpoints that change something."""
-    expected = None if token is None else token.get_secret_value().encode()
-
-    def require_operator(sent: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)] = None) -> None:
-        if expected is None:
-            raise ProblemError(Problem("CLOSED", "sales cannot be changed here: no operator token is configured"))
-        if sent is None or not secrets.compare_digest(sent.credentials.encode(), expected):
-            raise ProblemError(Problem("UNAUTHORIZED", "send `Authorization: Bearer <operator token>`"))
-
-    return require_operator
-
-
 def sales_router(
     desk: SaleDesk, *, operator_token: SecretStr | None, first_asked_ms: Callable[[str], Awaitable[int]]
 ) -> APIRouter:
     """`first_asked_ms` tells when a change id was seen first: what a repeat's "now" means."""
     router = APIRouter(tags=["sales"])
-    guarded: dict[str, Any] = {"dependencies": [Depends(operator(operator_token))]}
+    guarded: dict[str, Any] = {"dependencies": [Depends(operator(operator_token, closed=CLOSED))]}
 
     @router.get("/v1/sales", summary="List sales, newest first", responses=openapi_responses("UNAVAILABLE"))
     async def list_sales(
