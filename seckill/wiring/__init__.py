@@ -3,7 +3,8 @@ settings and takes it down in the reverse order. Importing opens nothing.
 
     services   coordinator, product, order, front        process    a role as a process, ended by SIGTERM or Ctrl-C
     worker     carries orders                             together   every role in one process
-    reconcile  looks after what is left behind
+    reconcile  looks after what is left behind      alerts     tells people
+    dead_letters  keeps their index, opens its desk
 """
 
 from seckill.clients import open_channel, open_dtm

@@ -11,6 +11,8 @@ import structlog
 from seckill.draining import STOP_SIGNALS, second_signal_ends_process
 from seckill.plaintext import warn_of_plaintext
 from seckill.settings import Settings
+from seckill.wiring.alerts import open_alerts
+from seckill.wiring.dead_letters import open_dead_letters
 from seckill.wiring.reconcile import open_reconcile
 from seckill.wiring.role import OpenRole, Role
 from seckill.wiring.services import open_coordinator, open_front, open_order, open_product
@@ -24,9 +26,12 @@ ROLES: Mapping[str, OpenRole] = {
     "order": open_order,
     "worker": open_worker,
     "reconcile": open_reconcile,
+    "dead_letters": open_dead_letters,
     "front": open_front,
+    "alerts": open_alerts,
 }
-"""In the order in which they start; they stop in the reverse one, so that intake ends first."""
+"""In the order in which they start; they stop in the reverse one, so that intake ends first of all that carries orders.
+Alerts look at all the others, and start when those are there."""
 
 
 async def run_role(name: str, settings: Settings, *, started: Callable[[Role], None] | None = None) -> None:

@@ -17,7 +17,7 @@ from seckill.doctor.start import (
 )
 from seckill.draining import Drain
 from seckill.embedded import embedded_kafka, embedded_redis
-from seckill.schema import upgrade
+from seckill.schema import DATABASES, upgrade
 from seckill.settings import (
     Settings,
     listening,
@@ -60,6 +60,7 @@ async def open_embedded(settings: Settings) -> AsyncIterator[Embedded]:
             "product": {"database_url": _sqlite(folder / "product.db")},
             "order": {"database_url": _sqlite(folder / "order.db")},
             "coordinator": {"database_url": _sqlite(folder / "coordinator.db")},
+            "dead_letters": {"database_url": _sqlite(folder / "dead_letters.db")},
             "front": {"operator_token": settings.front.operator_token or SecretStr(secrets.token_urlsafe(24))},
         }
         settings = with_values(settings, standing_in)
@@ -92,7 +93,7 @@ async def _open_roles(stack: AsyncExitStack, settings: Settings, names: Collecti
 
 async def _upgrade_databases(settings: Settings) -> None:
     """The embedded profile owns its databases, so it makes their tables by itself; elsewhere an operator does."""
-    for name in ("product", "order", "coordinator"):
+    for name in DATABASES:
         url = getattr(settings, name).database_url.get_secret_value()
         async with opening_database(f"{name}.database_url", url):
             await upgrade(name, url)
