@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
-# One image for every role: `docker run seckill front`, `… worker`, `… product`, `… order`, `… reconcile`, `… coordinator`.
+# One image for every role: `docker run seckill front`, `… worker`, `… product`, `… order`, `… reconcile`, `… coordinator`,
+# `… dead-letters`, `… alerts`.
 
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from seckill.settings import CoordinatorSettings, ServiceSettings, Settings
+from seckill.settings import CoordinatorSettings, DeadLetterSettings, ServiceSettings, Settings
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +86,17 @@ def _coordinator(settings: Settings) -> Iterator[Plaintext]:
     yield from _database("coordinator", settings.coordinator)
 
 
-def _database(section: str, settings: ServiceSettings | CoordinatorSettings) -> Iterator[Plaintext]:
+def _dead_letters(settings: Settings) -> Iterator[Plaintext]:
+    """Its HTTP API is open only to who sends a token."""
+    if settings.dead_letters.operator_token is not None:
+        remedy = "put what speaks TLS before it, or keep it on a private network"
+        yield Plaintext("dead_letters.http", settings.dead_letters.http, remedy)
+    yield from _database("dead_letters", settings.dead_letters)
+
+
+def _database(
+    section: str, settings: ServiceSettings | CoordinatorSettings | DeadLetterSettings
+) -> Iterator[Plaintext]:
     url = urlsplit(settings.database_url.get_secret_value())
     if settings.database_tls == "off" and not url.scheme.startswith("sqlite"):
         remedy = f"set {section}.database_tls to verify-identity, and {section}.database_tls_ca"
@@ -100,4 +110,5 @@ _OF_ROLE: Mapping[str, tuple[Callable[[Settings], Iterator[Plaintext]], ...]] = 
     "product": (partial(_service, "product"),),
     "order": (partial(_service, "order"),),
     "coordinator": (_coordinator,),
+    "dead_letters": (_dead_letters, _redis, _kafka, partial(_grpc, "product")),
 }

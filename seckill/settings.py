@@ -413,7 +413,8 @@ class ReconcileSettings(Section):
 class RetrySettings(Section):
     """What becomes of an order that failed: tried again in place, then put off from topic to topic, then a letter."""
 
-    attempts_max: Annotated[int, Field(gt=0, le=100)] = 3  # in place, each time that the order's record is read
+    # In place, each time that the order's record is read. The first carries its whole group, the last the order alone.
+    attempts_max: Annotated[int, Field(gt=1, le=100)] = 3
     base_ms: Milliseconds = 100
     cap_ms: Milliseconds = 2_000
     # One retry topic for each: how long an order waits in it. None at all: a letter after the attempts in place.

@@ -19,6 +19,7 @@ from seckill.admission.inspection import Inspection
 from seckill.doctor.start import opening_database
 from seckill.dtm.database import create_engine, fail_in_place
 from seckill.messaging.lag import consumer_lag
+from seckill.messaging.retry_topics import retry_tiers
 from seckill.schema import setting_of
 from seckill.security import database_context
 from seckill.settings import ServiceSettings, Settings
@@ -62,7 +63,8 @@ async def unrest(stores: Stores, product_ids: Collection[int] | None = None) -> 
         pending += stats.entries - stats.parked
     if pending:
         return f"{pending} orders pending in the ledger"
-    lag = sum(each.lag for each in await consumer_lag(stores.settings.kafka))
+    kafka, retry = stores.settings.kafka, stores.settings.retry
+    lag = sum(each.lag for each in await consumer_lag(kafka, retry_tiers(kafka, retry)))
     return f"{lag} records not yet consumed" if lag else ""
 
 

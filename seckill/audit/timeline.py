@@ -5,13 +5,13 @@ Reads only. A store that does not answer is a line of the story.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Table, select
 
-from seckill.audit.reading import letters_of
+from seckill.audit.records import Told, told_by_records
 from seckill.audit.rows import STATES
 from seckill.audit.rules import Breach, Kind, Verdict
 from seckill.audit.stores import Database, Stores, snapshot
@@ -20,7 +20,6 @@ from seckill.domain.errors import PublishUnknown
 from seckill.domain.order import order_id_from_key, parse_order_id
 from seckill.dtm.client import DtmClient
 from seckill.dtm.errors import CallFailed
-from seckill.messaging.envelope import Record
 from seckill.order.tables import metadata as order_metadata
 from seckill.order.tables import orders
 from seckill.order.types import OrderState
@@ -74,13 +73,21 @@ async def timelines(stores: Stores, verdict: Verdict, *, limit: int) -> tuple[li
     chosen = list(subjects.items())[:limit]
     if not chosen:
         return [], 0
-    letters = await _letters(stores)
+    ids = {what: await _order_ids(stores, breach) for what, (breach, _) in chosen}
+    records = await _records(stores, {order_id for each in ids.values() for order_id in each[:ORDERS_OF_ONE]})
     async with open_dtm(stores.settings) as coordinator:
         told = [
-            Timeline(what, tuple(problems), await _events(stores, coordinator, letters, breach))
+            Timeline(what, tuple(problems), await _events(stores, coordinator, records, breach, ids[what]))
             for what, (breach, problems) in chosen
         ]
     return told, len(subjects) - len(chosen)
+
+
+async def order_events(stores: Stores, order_id: str) -> tuple[Event, ...]:
+    """The story of one order, whether it breaks anything or not. Raises AdmissionUnavailable, DatabaseUnavailable."""
+    records = await _records(stores, {order_id})
+    async with open_dtm(stores.settings) as coordinator:
+        return await _events(stores, coordinator, records, Breach(Kind.ORDER, order_id, ""), [order_id])
 
 
 def subjects_of(verdict: Verdict) -> dict[str, tuple[Breach, list[str]]]:
@@ -95,13 +102,12 @@ def subjects_of(verdict: Verdict) -> dict[str, tuple[Breach, list[str]]]:
 
 
 async def _events(
-    stores: Stores, coordinator: DtmClient, letters: dict[str, Record] | str, breach: Breach
+    stores: Stores, coordinator: DtmClient, records: Told | str, breach: Breach, ids: Sequence[str]
 ) -> tuple[Event, ...]:
     story = _Story(gids={breach.ident} if breach.kind is Kind.GID else set())
-    ids = await _order_ids(stores, breach)
     for order_id in ids[:ORDERS_OF_ONE]:
         await _of_order(stores, story, order_id, named=len(ids) > 1 or breach.kind is Kind.GID)
-        story.events += _letter(letters, order_id)
+        story.events += _of_records(records, order_id)
     if len(ids) > ORDERS_OF_ONE:
         story.events.append(Event(None, "product", f"and {len(ids) - ORDERS_OF_ONE} more orders"))
     await _of_gids(stores, coordinator, story)
@@ -181,24 +187,18 @@ async def _in_redis(stores: Stores, order_id: str, product_id: int, name: str) -
     return events or [Event(None, "redis", f"{name}neither in the ledger nor told to the buyer")]
 
 
-async def _letters(stores: Stores) -> dict[str, Record] | str:
+async def _records(stores: Stores, order_ids: set[str]) -> Told | str:
     """By order id; or why they could not be read."""
     try:
-        return await letters_of(stores)
+        return await told_by_records(stores.settings, order_ids)
     except PublishUnknown as error:
         return str(error)
 
 
-def _letter(letters: dict[str, Record] | str, order_id: str) -> list[Event]:
-    if isinstance(letters, str):
-        return [Event(None, "kafka", f"the dead letters cannot be read: {letters}")]
-    record = letters.get(order_id)
-    if record is None:
-        return []
-    headers = {name: (value or b"?").decode(errors="replace") for name, value in record.headers}
-    reason, attempts = headers.get("seckill-dlq-reason", "?"), headers.get("seckill-dlq-attempts", "?")
-    where = f"{record.topic}/{record.partition}/{record.offset}"
-    return [Event(record.timestamp_ms, "kafka", f"dead letter {where}: {reason} after {attempts} attempts")]
+def _of_records(records: Told | str, order_id: str) -> list[Event]:
+    if isinstance(records, str):
+        return [Event(None, "kafka", f"retry topics and dead letters cannot be read: {records}")]
+    return [Event(at_ms, "kafka", what) for at_ms, what in records.get(order_id, ())]
 
 
 # --- its transactions ------------------------------------------------------------------------------------------------

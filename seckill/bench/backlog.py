@@ -27,7 +27,8 @@ from seckill.domain.outcomes import Admitted
 from seckill.front.product_client import ProductClient
 from seckill.messaging.connection import connection
 from seckill.messaging.publisher import open_publisher
-from seckill.settings import KafkaSettings, Settings
+from seckill.messaging.retry_topics import retry_tiers
+from seckill.settings import Settings
 from seckill.wiring import open_channel, with_values
 
 LOOK_EVERY_S = 0.05
@@ -83,7 +84,7 @@ async def run_backlog(settings: Settings, options: BacklogOptions, *, config: Pa
         ]
         room = max(settings.ledger.entries_max, options.orders)  # the backlog is admitted before anybody carries it
         settings = with_values(with_overrides(settings, overrides), {"ledger": {"entries_max": room}})
-        await make_topics(settings.kafka, options.partitions)
+        await make_topics(settings, options.partitions)
         admission = await stack.enter_async_context(
             open_admission(settings.redis, settings.ledger, batch_max=settings.front.admission_batch_max)
         )
@@ -154,11 +155,13 @@ async def _publish(settings: Settings, gate: AdmissionGate, sale: Sale) -> None:
             await asyncio.gather(*(buy(user_id) for user_id in range(first, last)))
 
 
-async def make_topics(settings: KafkaSettings, partitions: int) -> None:
-    admin = AIOKafkaAdminClient(**connection(settings))
+async def make_topics(settings: Settings, partitions: int) -> None:
+    """Every topic of the pipeline, with the broker's own settings."""
+    kafka, tiers = settings.kafka, retry_tiers(settings.kafka, settings.retry)
+    admin = AIOKafkaAdminClient(**connection(kafka))
     await admin.start()
     try:
-        names = (settings.topic, settings.dead_letter_topic)
+        names = (kafka.topic, kafka.dead_letter_topic, *(tier.topic for tier in tiers))
         await admin.create_topics([NewTopic(name, partitions, 1) for name in names])
     finally:
         await admin.close()

@@ -113,7 +113,7 @@ async def run_accept(settings: Settings, options: AcceptOptions, *, config: Path
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seckill-bench-")))
         settings = with_overrides(settings, overrides)
-        await make_topics(settings.kafka, options.partitions)
+        await make_topics(settings, options.partitions)
         for name in ("product", "front"):
             await stack.enter_async_context(running_role(name, folder, config, overrides))
         admission = await stack.enter_async_context(open_admission(settings.redis, settings.ledger))

@@ -89,7 +89,7 @@ async def run_memory(settings: Settings, options: MemoryOptions, *, config: Path
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seckill-bench-")))
         settings = with_overrides(settings, overrides)
-        await make_topics(settings.kafka, options.partitions)
+        await make_topics(settings, options.partitions)
         roles = [await stack.enter_async_context(running_role(name, folder, config, overrides)) for name in names]
         patient = settings.redis.model_copy(update={"command_timeout_ms": LOOK_TIMEOUT_MS})
         admission = await stack.enter_async_context(open_admission(patient, settings.ledger))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import TypeVar
 
 from seckill.domain.order import Order
+
+T = TypeVar("T")
 
 ITEM_BYTES_MAX = 64
 """Most bytes of one order in a branch's payload: 18 for the id, three integers of at most 10 + 1, and the framing."""
@@ -25,6 +28,6 @@ def cut(orders: Sequence[Order], *, count_max: int, bytes_max: int) -> Iterator[
             yield waiting[start : start + size]
 
 
-def halves(orders: Sequence[Order]) -> tuple[Sequence[Order], Sequence[Order]]:
-    middle = len(orders) // 2
-    return orders[:middle], orders[middle:]
+def halves(group: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    middle = len(group) // 2
+    return group[:middle], group[middle:]

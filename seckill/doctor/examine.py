@@ -6,44 +6,33 @@ A dependency that does not answer is a finding, never an error of the doctor's o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Collection, Coroutine
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import MetaData
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from seckill.client import front_url
-from seckill.coordinator.tables import metadata as coordinator_tables
 from seckill.doctor.access import FRONT, KAFKA, REDIS, Door, database_door, grpc_door, grpc_refusal, refusal
-from seckill.doctor.findings import Examined, Finding, ok, problem, unreachable, warning
+from seckill.doctor.databases import AnyDatabase, examine_database
+from seckill.doctor.findings import Examined, Finding, ok, problem, unreachable
 from seckill.doctor.judgements.clock import judge_clock
 from seckill.doctor.judgements.coordinator import judge_coordinator
 from seckill.doctor.judgements.kafka import KafkaWants, judge_kafka
 from seckill.doctor.judgements.plain import judge_encryption
 from seckill.doctor.judgements.redis import judge_redis
 from seckill.doctor.judgements.services import judge_operator_token, judge_role
-from seckill.doctor.judgements.sql import DatabaseWants, judge_database
 from seckill.doctor.probes import Silent, Stranger
 from seckill.doctor.probes.grpc import ask_coordinator, ask_service
 from seckill.doctor.probes.http import ask_coordinator_http, ask_role
 from seckill.doctor.probes.kafka import ask_kafka
 from seckill.doctor.probes.redis import ask_redis
-from seckill.doctor.probes.sql import ask_database, connected
-from seckill.dtm.database import create_engine
-from seckill.messaging.letters import metadata as letter_tables
-from seckill.order.tables import metadata as order_tables
-from seckill.plaintext import Plaintext, plaintext_connections
-from seckill.product.tables import metadata as product_tables
-from seckill.schema import SchemaOutdated, require
-from seckill.schema.revisions import argument_of, is_absent
-from seckill.security import CertificateProblem, channel_credentials, database_context, front_context
+from seckill.messaging.retry_topics import retry_tiers
+from seckill.plaintext import plaintext_connections
+from seckill.security import CertificateProblem, channel_credentials, front_context
 from seckill.settings import (
     NO_TLS,
-    CoordinatorSettings,
-    DeadLetterSettings,
     OrderSettings,
     ProductSettings,
     Settings,
@@ -55,15 +44,13 @@ CHECK_TIMEOUT_S = 13.0
 """A database driver waits eight seconds for the first word of a server that says none; then somebody else looks."""
 
 KAFKA_TIMEOUT_MS = 4_000
-POOL_SIZE = 4
-"""Of the coordinator, which has no setting for it."""
 
 WARNED = ("front", "worker", "reconcile", "product", "order", "coordinator")
 """The roles, each of which dials and serves some of the connections."""
 
 DEPENDENCIES = (
     "settings", "kafka", "redis", "product-db", "order-db", "coordinator-db", "dead-letters-db",
-    "coordinator", "product", "order", "worker", "reconcile", "front",
+    "coordinator", "product", "order", "worker", "reconcile", "dead-letters", "front", "alerts",
 )  # fmt: skip
 SQL = tuple(name for name in DEPENDENCIES if name.endswith("-db"))
 """What `--only sql` stands for."""
@@ -136,9 +123,8 @@ def _subjects(name: str, settings: Settings) -> list[_Subject]:
                 _Subject(name, "dtm.grpc", settings.dtm.grpc, _coordinator_grpc(settings), None, dtm_tls),
                 _Subject(name, "dtm.http", settings.dtm.http, _coordinator_http(settings)),
             ]
-        case "worker" | "reconcile":
-            ops = getattr(settings, name).ops
-            return [_Subject(name, f"{name}.ops", ops, _role(name, ops))]
+        case "worker" | "reconcile" | "dead-letters" | "alerts":
+            return [_role_subject(name, settings)]
         case "front":
             front = settings.front
             return [
@@ -169,13 +155,15 @@ async def _kafka(settings: Settings) -> list[Finding]:
     kafka = settings.kafka.model_copy(
         update={"request_timeout_ms": min(KAFKA_TIMEOUT_MS, settings.kafka.request_timeout_ms)}
     )
-    facts = await ask_kafka(kafka, [kafka.topic, kafka.dead_letter_topic])
+    tiers = retry_tiers(settings.kafka, settings.retry)
+    facts = await ask_kafka(kafka, tiers)
     wants = KafkaWants(
         kafka.topic,
         kafka.dead_letter_topic,
         kafka.record_bytes_max,
         longest_wait_ms=longest_wait_ms(settings),
         embedded=_embedded(settings),
+        retry_topics=tuple(tier.topic for tier in tiers),
     )
     plain = _encryption(settings, "kafka.bootstrap")
     return [ok("reachable", "yes"), *judge_kafka(facts, wants), *plain]
@@ -183,7 +171,9 @@ async def _kafka(settings: Settings) -> list[Finding]:
 
 def longest_wait_ms(settings: Settings) -> int:
     """How long an order may be under way: all its attempts, a while in the ledger, as long as its result is kept."""
-    attempts_ms = settings.retry.attempts_max * settings.retry.cap_ms
+    delays_ms = settings.retry.topic_delays_ms
+    attempts_ms = (1 + len(delays_ms)) * settings.retry.attempts_max * settings.retry.cap_ms
+    attempts_ms += sum(delays_ms) * 6 // 5  # no record waits longer than that for its delay
     return max(attempts_ms + 10 * settings.ledger.republish_after_ms, settings.ledger.result_ttl_s * 1000)
 
 
@@ -196,15 +186,6 @@ async def _redis(settings: Settings) -> list[Finding]:
 
 # --- databases -------------------------------------------------------------------------------------------------------
 
-AnyDatabase = ProductSettings | OrderSettings | CoordinatorSettings | DeadLetterSettings
-
-_TABLES: Mapping[str, MetaData] = {
-    "product": product_tables,
-    "order": order_tables,
-    "coordinator": coordinator_tables,
-    "dead_letters": letter_tables,
-}
-
 
 def _database_subjects(dependency: str, settings: Settings) -> list[_Subject]:
     name = dependency.removesuffix("-db").replace("-", "_")
@@ -214,68 +195,8 @@ def _database_subjects(dependency: str, settings: Settings) -> list[_Subject]:
         return []  # nobody has said where it is, so nobody uses it
     url = section.database_url.get_secret_value()
     address = make_url(url).set(query={}).render_as_string(hide_password=True)
-    return [
-        _Subject(dependency, f"{name}.database_url", address, _database(settings, name, section), database_door(name))
-    ]
-
-
-async def _database(settings: Settings, name: str, section: AnyDatabase) -> list[Finding]:
-    url = section.database_url.get_secret_value()
-    engine = create_engine(url, pool_size=1, lock_wait_s=3, tls=database_context(name, section))
-    try:
-        if engine.url.get_backend_name() == "sqlite":
-            return await _sqlite(settings, name, engine)
-        async with connected(engine) as connection:
-            facts = await ask_database(connection)
-        wants = DatabaseWants(getattr(section, "pool_size", POOL_SIZE), byte_wise_columns(_TABLES[name]))
-        plain = [] if _embedded(settings) else [judge_encryption(_plain_database(name, section))]
-        return [
-            ok("reachable", "yes"), *judge_database(facts, wants), await _schema(name, engine),
-            *judge_clock(facts.clock), *plain,
-        ]  # fmt: skip
-    finally:
-        await engine.dispose()
-
-
-def _plain_database(name: str, section: AnyDatabase) -> Plaintext | None:
-    if section.database_tls != "off":
-        return None
-    remedy = f"set {name}.database_tls to verify-identity, and {name}.database_tls_ca"
-    return Plaintext(f"{name}.database_url", "", remedy)
-
-
-async def _sqlite(settings: Settings, name: str, engine: AsyncEngine) -> list[Finding]:
-    if is_absent(engine):
-        make_it = (
-            f"name a MariaDB with {variable(f'{name}.database_url')}, or run `seckill db upgrade {argument_of(name)}`"
-        )
-        return [unreachable(f"there is no file {engine.url.database}", make_it)]
-    findings = [ok("reachable", "yes"), await _schema(name, engine)]
-    if not _embedded(settings):
-        remedy = f"name a MariaDB with {variable(f'{name}.database_url')}"
-        findings.append(warning("version", "SQLite: one machine, one writer at a time", remedy))
-    return findings
-
-
-async def _schema(name: str, engine: AsyncEngine) -> Finding:
-    try:
-        await require(name, engine)
-    except SchemaOutdated as error:
-        found = f"{error.found or 'none'}, {error.wanted} is wanted"
-        return problem("schema", found, f"run `seckill db upgrade {argument_of(name)}`")
-    return ok("schema", "the newest")
-
-
-def byte_wise_columns(tables: MetaData) -> dict[tuple[str, str], str]:
-    """The columns that are defined with a collation of their own, and that collation."""
-    found = {}
-    for table in tables.tables.values():
-        for column in table.columns:
-            variant = column.type._variant_mapping.get("mysql")
-            collation = getattr(variant, "collation", None)
-            if collation is not None:
-                found[table.name, column.name] = str(collation)
-    return found
+    asking = examine_database(name, section, embedded=_embedded(settings))
+    return [_Subject(dependency, f"{name}.database_url", address, asking, database_door(name))]
 
 
 # --- coordinator and roles -------------------------------------------------------------------------------------------
@@ -302,7 +223,7 @@ def _service_subjects(name: str, settings: Settings) -> list[_Subject]:
         _Subject(
             name, f"{name}.grpc", section.grpc, _service(settings, name, section.grpc, service), None, settings.tls
         ),
-        _Subject(name, f"{name}.ops", section.ops, _role(name, section.ops)),
+        _role_subject(name, settings),
     ]
 
 
@@ -312,9 +233,17 @@ async def _service(settings: Settings, name: str, address: str, service: str) ->
     return [ok("serving", service), *_encryption(settings, f"{name}.grpc")]
 
 
-async def _role(name: str, address: str) -> list[Finding]:
+def _role_subject(dependency: str, settings: Settings) -> _Subject:
+    """By the page that tells its readiness, which is another one where the role serves HTTP anyway."""
+    section = dependency.replace("-", "_")
+    key = "http" if section == "dead_letters" else "ops"
+    setting, address = f"{section}.{key}", getattr(getattr(settings, section), key)
+    return _Subject(dependency, setting, address, _role(section, setting, address))
+
+
+async def _role(name: str, setting: str, address: str) -> list[Finding]:
     facts = await ask_role(front_url(address))
-    return [ok("reachable", "yes"), *judge_role(facts, name, f"{name}.ops"), *judge_clock(facts.clock)]
+    return [ok("reachable", "yes"), *judge_role(facts, name, setting), *judge_clock(facts.clock)]
 
 
 async def _front(settings: Settings) -> list[Finding]:

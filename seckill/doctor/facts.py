@@ -18,12 +18,16 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class KafkaFacts:
-    """`apis` are the versions of each request (by Kafka's number for it) that the broker takes."""
+    """`apis` are the versions of each request (by Kafka's number for it) that the broker takes.
+
+    `left_behind`: retry topics that no setting asks for, and how many of their records nobody has carried.
+    """
 
     brokers: int
     apis: Mapping[int, tuple[int, int]]
     topics: Mapping[str, TopicState]
     auto_create: bool | None
+    left_behind: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

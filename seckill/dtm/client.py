@@ -59,6 +59,7 @@ class _Transaction(msgspec.Struct):
     create_time: datetime | None = None
     update_time: datetime | None = None
     next_cron_time: datetime | None = None
+    next_cron_interval: int = 0
     options: str = ""
     rollback_reason: str = ""
 
@@ -74,6 +75,7 @@ class _Transaction(msgspec.Struct):
             options=options,
             rollback_reason=self.rollback_reason,
             branches=tuple(BranchState(each.branch_id, each.op, each.status, each.url) for each in branches),
+            next_cron_interval_s=self.next_cron_interval,
         )
 
 

@@ -1,4 +1,4 @@
-"""Reads what may still bring an order back: Redis' ledger, the topic, the dead letters, the coordinator. Reads only."""
+"""Reads what may still bring an order back: Redis' ledger, the topics, the letters, the coordinator. Reads only."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from seckill.domain.errors import InvalidOrder, SeckillError
 from seckill.messaging.envelope import decode
 from seckill.messaging.lag import oldest_record_ms, read_topic
 from seckill.messaging.letters import UNRESOLVED, letter
+from seckill.messaging.retry_topics import retry_tiers
 from seckill.prune.rules import Evidence
 from seckill.settings import Settings
 
@@ -35,7 +36,7 @@ async def gather(settings: Settings, letters: AsyncEngine, product_ids: Collecti
     """Raises AdmissionUnavailable, PublishUnknown, Unavailable: where nobody answers, nothing is known to be gone."""
     return Evidence(
         ledger=await _ledger(settings, product_ids),
-        letters=await _letters(settings),
+        set_aside=await _set_aside(settings),
         unresolved=await _unresolved(letters),
         unfinished=await _unfinished(settings),
         oldest_record_ms=await oldest_record_ms(settings.kafka, settings.kafka.topic),
@@ -49,13 +50,16 @@ async def _ledger(settings: Settings, product_ids: Collection[int]) -> Counter[i
     return Counter(entry.order.sale_id for entry in entries)
 
 
-async def _letters(settings: Settings) -> frozenset[bytes]:
+async def _set_aside(settings: Settings) -> frozenset[bytes]:
+    """Keys of the orders in the topics that keep their records for ever: those of retries, and the dead letters."""
+    topics = [tier.topic for tier in retry_tiers(settings.kafka, settings.retry)]
     found: set[bytes] = set()
-    for record in await read_topic(settings.kafka, settings.kafka.dead_letter_topic):
-        try:
-            found |= {order.key for order in decode(record)}
-        except InvalidOrder:
-            continue  # no order, so no reservation
+    for topic in (*topics, settings.kafka.dead_letter_topic):
+        for record in await read_topic(settings.kafka, topic):
+            try:
+                found |= {order.key for order in decode(record)}
+            except InvalidOrder:
+                continue  # no order, so no reservation
     return frozenset(found)
 
 

@@ -66,11 +66,11 @@ async def pruned_sales(session: AsyncSession) -> frozenset[int]:
 
 
 async def reservations_of_sale(
-    session: AsyncSession, sale_id: int, after: Cursor, *, letters: Collection[bytes], limit: int
+    session: AsyncSession, sale_id: int, after: Cursor, *, stays: Collection[bytes], limit: int
 ) -> tuple[list[bytes], Cursor | None]:
     """Keys that may go, of the next piece of an ended sale; None instead of a cursor at the end."""
     found = (await session.execute(_piece(sale_id, after, limit))).all()
-    return [row.order_id for row in found if row.order_id not in letters], _next(found, limit)
+    return [row.order_id for row in found if row.order_id not in stays], _next(found, limit)
 
 
 async def reservations_of_products(

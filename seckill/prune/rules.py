@@ -10,7 +10,8 @@ and only when no record, ledger entry or letter can bring one of its orders back
 - the topic's oldest record is younger than the sale's last change: not even a consumer that is set back reads its
   orders again.
 
-Rows of orders whose letter is still in the dead-letter topic stay, whatever became of them: a letter can be replayed.
+Rows of orders that a retry topic or the dead-letter topic still holds stay, whatever became of them: both keep their
+records for ever, a letter can be replayed, and a consumer set back.
 From then on the sale refuses every order (`seckill.product.sales.SalePruned`), so that an id without a row is never
 sold again.
 """
@@ -50,7 +51,7 @@ class Evidence:
     """What may still bring orders back, read before anything is deleted."""
 
     ledger: Mapping[int, int] = field(default_factory=dict)  # sale id → entries
-    letters: frozenset[bytes] = frozenset()  # order keys in the dead-letter topic
+    set_aside: frozenset[bytes] = frozenset()  # order keys in the retry topics and the dead-letter topic
     unresolved: frozenset[int] = frozenset()  # sales with letters that wait for an operator
     unfinished: frozenset[str] = frozenset()  # gids that the coordinator has not ended
     oldest_record_ms: int | None = None  # in the topic; None: it holds none

@@ -137,8 +137,8 @@ class _Run:
             return
         cursor: product.Cursor | None = product.START
         while cursor is not None:
-            letters, limit = self.evidence.letters, self.plan.piece
-            piece = partial(product.reservations_of_sale, sale_id=sale_id, after=cursor, letters=letters, limit=limit)
+            stays, limit = self.evidence.set_aside, self.plan.piece
+            piece = partial(product.reservations_of_sale, sale_id=sale_id, after=cursor, stays=stays, limit=limit)
             keys, cursor = await self.read("product", piece)
             await self._delete_reservations(keys)
 

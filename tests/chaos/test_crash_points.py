@@ -21,9 +21,9 @@ import pytest_asyncio
 from seckill.domain.errors import InvalidOrder
 from seckill.messaging.envelope import decode
 from seckill.messaging.lag import read_topic
-from tests.support.crash_rows import ROWS, UNITS, Play, Row
+from tests.support.crash_rows import ROWS, UNITS, Letters, Play, Row
 from tests.support.crash_site import HANG_S, HANG_S_DEFAULT, Crash, Site, open_site
-from tests.support.crashing_role import Deed
+from tests.support.crashing_role import DISASTERS, Deed
 from tests.support.sides import real_side
 from tests.support.verdicts import judge, read_facts
 
@@ -57,7 +57,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cases = [
         pytest.param(row, deed, id=f"{row.name}-{deed}")
         for number, row in enumerate(ROWS)
-        for deed in (list(Deed) if metafunc.config.getoption("--all-crash-points") else _deeds(number))
+        for deed in (DISASTERS if metafunc.config.getoption("--all-crash-points") else _deeds(number))
     ]
     metafunc.parametrize(("row", "deed"), cases)
 
@@ -145,8 +145,9 @@ async def judged(play: Play, row: Row) -> tuple[int, int]:
     crowd, folder = play.crowd, play.site.folder
     promised = {*crowd.accepted, *crowd.direct}
     letters = await set_aside(play)
-    assert row.scene.letters or not letters, f"set aside: {sorted(letters)}; logs in {folder}"
-    asked = (promised | crowd.unsure.keys()) - letters
+    becomes = row.scene.letters
+    assert bool(letters) == (becomes is not Letters.NONE), f"set aside: {sorted(letters)}; logs in {folder}"
+    asked = (promised | crowd.unsure.keys()) - (letters if becomes is Letters.LEFT else set())
     for order_id in sorted(asked):
         await crowd.ask(order_id)
     verdict = judge(await read_facts(play.site.stores, accepted=promised, product_ids=play.goods.product_ids))
@@ -154,6 +155,9 @@ async def judged(play: Play, row: Row) -> tuple[int, int]:
     assert verdict.holds, "\n".join([*breaches, *verdict.lost, f"logs in {folder}"])
     assert not crowd.wrong, "\n".join([*crowd.wrong, f"logs in {folder}"])
     assert asked <= crowd.told.keys(), f"never told an end: {sorted(asked - crowd.told.keys())}; logs in {folder}"
+    if becomes in (Letters.REPLAYED, Letters.DISCARDED):
+        ends = {order_id: crowd.told[order_id][0] for order_id in letters & asked}
+        assert set(ends.values()) == {becomes.value}, f"{ends}; logs in {folder}"
     return len(promised | crowd.unsure.keys()), verdict.confirmed
 
 

@@ -15,7 +15,8 @@ import pytest
 from seckill.cli.errors import FAILED, INTERRUPTED, TERMINATED
 from seckill.client import FrontClient, open_front
 from seckill.settings import Settings
-from tests.chaos.test_killed_roles import HEAL_S, OPERATOR_TOKEN, coordinator_of, fresh, healed, settings_in
+from tests.chaos.test_killed_roles import HEAL_S, fresh, healed
+from tests.support.chaos_settings import OPERATOR_TOKEN, coordinator_of, settings_in
 from tests.support.role_processes import RoleProcess, running_roles
 from tests.support.sides import Side
 from tests.support.verdicts import judge, open_stores, read_facts

@@ -15,11 +15,8 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
 import pytest
-import tomli_w
 
 from seckill.cli.errors import UNREACHABLE
 from seckill.client import FrontClient, open_front
@@ -28,13 +25,12 @@ from seckill.embedded import embedded_kafka, embedded_redis
 from seckill.messaging.envelope import Record, decode
 from seckill.messaging.lag import read_topic
 from seckill.messaging.publisher import open_publisher
-from seckill.settings import Settings, load_settings
+from seckill.settings import Settings
 from seckill.wiring import open_dtm
-from tests.servers import install, native
-from tests.servers.ports import free_ports
+from tests.support.chaos_settings import OPERATOR_TOKEN, coordinator_of, settings_in
 from tests.support.faults import Fault, inflict, schedule
 from tests.support.restless_buyers import Crowd
-from tests.support.role_processes import Program, RoleProcess, role_addresses, running_roles
+from tests.support.role_processes import RoleProcess, running_roles
 from tests.support.sides import Side
 from tests.support.verdicts import Stores, Verdict, judge, open_gids, open_stores, read_facts, rest
 
@@ -45,7 +41,6 @@ HEAL_S = {"embedded": 45, "real": 100}
 """DTM doubles its pauses without a bound: what failed during the faults is repeated half a minute later."""
 
 REDIS_DATABASE = 5
-OPERATOR_TOKEN = "for-tests-only"
 SCARCE, PLENTY = 71, 72
 UNITS = {SCARCE: 150, PLENTY: 5_000}
 PER_USER_LIMIT = 2
@@ -91,49 +86,6 @@ async def fresh(side: Side) -> AsyncIterator[Side]:
             yield replace(side, redis=redis, kafka=kafka)
     else:
         yield replace(side, redis=side.empty_redis(REDIS_DATABASE))
-
-
-async def settings_in(folder: Path, side: Side) -> tuple[Path, Settings]:
-    """A file for the roles, with times so short that everything heals within a minute."""
-    run = uuid4().hex[:8]
-    kafka = {"topic": f"chaos-{run}", "dead_letter_topic": f"chaos-{run}-dlt", "group": f"chaos-{run}"}
-    databases = {name: side.empty_database(name, folder) for name in ("product", "order", "coordinator")}
-    times: dict[str, dict[str, Any]] = {
-        "kafka": {"bootstrap": side.kafka, "session_timeout_ms": 6_000, "request_timeout_ms": 5_000, **kafka},
-        "redis": {"url": side.redis, "run_id_check": side.run_id_check},
-        "ledger": {"republish_after_ms": 3_000, "undecided_wait_ms": 2_000},
-        "front": {"operator_token": OPERATOR_TOKEN, "drain_timeout_ms": 4_000},
-        "worker": {"drain_timeout_ms": 6_000},
-        "product": {"database_url": databases["product"], "drain_timeout_ms": 4_000},
-        "order": {"database_url": databases["order"], "drain_timeout_ms": 4_000},
-        "dtm": {"timeout_to_fail_s": 4, "retry_interval_s": 1, "branch_timeout_s": 2},
-        "coordinator": {
-            "database_url": databases["coordinator"],
-            "cron_interval_ms": 300,
-            "retry_interval_s": 1,
-            "drain_timeout_ms": 4_000,
-        },
-        "log": {"json_lines": True},
-    }
-    addresses = role_addresses()
-    file = folder / "seckill.toml"
-    merged = {name: {**times.get(name, {}), **addresses.get(name, {})} for name in times.keys() | addresses.keys()}
-    file.write_text(tomli_w.dumps(merged))
-    settings = load_settings(file)
-    await side.make_pipeline_topics(settings.kafka)
-    return file, settings
-
-
-def coordinator_of(side: Side, folder: Path, settings: Settings) -> dict[str, Program]:
-    """On real servers a DTM takes the coordinator's part, and its addresses."""
-    if side.servers is None:
-        return {}
-    install.require("DTM")
-    native.write_dtm_settings(
-        folder / "dtm.yml", native.mysql_store(native.dtm_database(side.servers.mariadb)),
-        grpc=settings.dtm.grpc, http=settings.dtm.http, json_rpc_port=free_ports(1)[0], log_level="info",
-    )  # fmt: skip
-    return {"coordinator": Program((str(install.dtm_program()), "-c", str(folder / "dtm.yml")), b"grpc listening at")}
 
 
 @pytest.fixture

@@ -21,16 +21,14 @@ from seckill.messaging.lag import read_topic
 from seckill.settings import Settings, variable
 from tests.chaos.test_killed_roles import (
     HEAL_S,
-    OPERATOR_TOKEN,
-    coordinator_of,
     fresh,
     healed,
     order_letters,
-    settings_in,
     unexpected_ends,
     unforeseen,
 )
 from tests.servers.ports import free_ports
+from tests.support.chaos_settings import OPERATOR_TOKEN, coordinator_of, settings_in
 from tests.support.role_processes import RoleProcess, our_program, running_roles
 from tests.support.sides import Side
 from tests.support.steady_buyers import Front, SteadyBuyers

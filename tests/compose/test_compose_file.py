@@ -86,8 +86,8 @@ def test_images_are_pinned(services: Json) -> None:
 def test_every_role_has_time_to_drain(services: Json) -> None:
     """Docker's patience is longer than the role's own."""
     settings = load_settings(ROOT / "config" / "compose.toml")
-    for role in ("product", "order", "coordinator", "worker", "reconcile", "front"):
-        section = getattr(settings, role)
+    for role in ("product", "order", "coordinator", "worker", "reconcile", "dead-letters", "alerts", "front"):
+        section = getattr(settings, role.replace("-", "_"))
         drain_s = (section.drain_timeout_ms + getattr(section, "drain_delay_ms", 0)) / 1000
         assert seconds(services[role]["stop_grace_period"]) >= drain_s + 5, role
     for name in SERVERS:
@@ -100,7 +100,9 @@ def test_nothing_starts_before_what_it_needs(services: Json) -> None:
     assert needs["dtm"] == {"mariadb"}
     assert needs["product"] == needs["order"] == needs["coordinator"] == {"schema", "mariadb"}
     assert needs["worker"] >= {"topics", "kafka", "redis", "dtm", "product", "order"}
+    assert needs["dead-letters"] == needs["worker"] | {"schema", "mariadb"}
     assert needs["front"] == (needs["worker"] | {"worker"}) - {"coordinator"}
+    assert needs["alerts"] == {"front", "reconcile", "dead-letters"}
     for name, spec in services.items():
         for other, depends in spec.get("depends_on", {}).items():
             expected = "service_completed_successfully" if other in ONE_SHOT else "service_healthy"
@@ -120,7 +122,8 @@ def test_every_password_can_be_changed() -> None:
 def test_a_plain_up_starts_what_an_order_needs() -> None:
     """Without a profile: servers, preparations and roles; our own coordinator and the commands are asked for."""
     started = set(compose_file(profiles=())["services"])
-    assert started == SERVERS | {"schema", "topics", "product", "order", "worker", "reconcile", "front"}
+    roles = {"product", "order", "worker", "reconcile", "dead-letters", "front", "alerts"}
+    assert started == SERVERS | {"schema", "topics"} | roles
     with_ours = compose_file(profiles=("coordinator",))["services"]
     assert set(with_ours) == started | {"coordinator"}
 

@@ -42,6 +42,8 @@ async def embedded() -> AsyncIterator[Embedded]:
             "coordinator": {"grpc": free, "http": free},
             "worker": {"ops": free},
             "reconcile": {"ops": free},
+            "dead_letters": {"http": free},
+            "alerts": {"ops": free},
         },
     )
     async with open_embedded(settings) as opened:

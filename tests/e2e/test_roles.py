@@ -10,6 +10,7 @@ import json
 import signal
 import socket
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,9 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from seckill.cli.roles import EVERY_ADDRESS
-from seckill.settings import KafkaSettings
+from seckill.domain.reasons import DeadLetterReason
+from seckill.messaging.retry_topics import retry_tiers
+from seckill.schema import DATABASES
+from seckill.settings import KafkaSettings, load_settings
 from tests.support.sides import Side
 
 if TYPE_CHECKING:
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-ROLES = ("coordinator", "product", "order", "worker", "reconcile", "front")
+ROLES = ("coordinator", "product", "order", "worker", "reconcile", "dead-letters", "front", "alerts")
 
 
 def free_addresses(count: int) -> list[str]:
@@ -65,10 +70,7 @@ async def settings_file(side: Side, folder: Path) -> str:
         "redis": [f'url = "{side.redis}"', f"run_id_check = {str(side.run_id_check).lower()}"],
         "dtm": [f'grpc = "{address["coordinator.grpc"]}"', f'http = "{address["coordinator.http"]}"'],
         "front": ['operator_token = "for-tests-only"'],
-        **{
-            name: [f'database_url = "{await side.database(name, folder)}"']
-            for name in ("product", "order", "coordinator")
-        },
+        **{name: [f'database_url = "{await side.database(name, folder)}"'] for name in DATABASES},
     }
     for name, listening in address.items():
         section, key = name.split(".")
@@ -82,8 +84,33 @@ def until_ready(seckill: Seckill) -> None:
         assert time.monotonic() < deadline, ended.stdout + ended.stderr
 
 
-def test_six_processes_carry_an_order_and_drain(roles: tuple[Seckill, dict[str, Running]]) -> None:
-    """Six processes that share only sockets carry an order to its end; SIGTERM drains each, which says so."""
+def until_shown(address: str, name: str) -> list[dict[str, str]]:
+    """The labels of a metric's series at a role's /metrics, once there are any."""
+    deadline = time.monotonic() + 60
+    while True:
+        with urllib.request.urlopen(f"http://{address}/metrics") as reply:
+            families = text_string_to_metric_families(reply.read().decode())
+        if found := [sample.labels for family in families for sample in family.samples if sample.name == name]:
+            return found
+        assert time.monotonic() < deadline, f"{address} does not show {name}"
+        time.sleep(0.2)
+
+
+def test_roles_show_what_waits(roles: tuple[Seckill, dict[str, Running]]) -> None:
+    """Reconcile shows how far the workers are behind, topic by topic; who keeps the letters, how many wait, and why."""
+    seckill, _ = roles
+    until_ready(seckill)
+    settings = load_settings(Path(seckill.environment["SECKILL_CONFIG"]))
+    lags = until_shown(settings.reconcile.ops, "seckill_consumer_lag_records")
+    assert lags == [{"topic": settings.kafka.topic}]
+    waiting = until_shown(settings.reconcile.ops, "seckill_retry_lag_records")
+    assert [each["topic"] for each in waiting] == [tier.topic for tier in retry_tiers(settings.kafka, settings.retry)]
+    letters = until_shown(settings.dead_letters.http, "seckill_letters_new")
+    assert {each["reason"] for each in letters} == set(DeadLetterReason)
+
+
+def test_roles_as_processes_carry_an_order_and_drain(roles: tuple[Seckill, dict[str, Running]]) -> None:
+    """Processes that share only sockets carry an order to its end; SIGTERM drains each, which says so."""
     seckill, running = roles
     until_ready(seckill)
     product = str(time.time_ns() % 1_000_000_007 + 1)  # the stand-in for Redis is shared with other tests

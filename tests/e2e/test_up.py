@@ -149,13 +149,17 @@ def test_status_shows_every_part(up: Seckill) -> None:
     """All roles are ready, the lag is known per partition, the ledger per sale, nothing is undecided at rest."""
     report = up.json("status")
     assert {role["role"]: role["state"] for role in report["roles"]} == dict.fromkeys(
-        ("front", "product", "order", "worker", "reconcile", "coordinator"), "ready"
+        ("front", "product", "order", "worker", "reconcile", "dead-letters", "alerts", "coordinator"), "ready"
     )
     assert report["lag"]["partitions"]
+    assert {each["delay_ms"]: each["lag"] for each in report["retry"]["topics"]} == {5_000: 0, 30_000: 0, 300_000: 0}
+    assert report["letters"] == {"total": 0, "by_state": {}}
     assert report["undecided"]["total"] == 0
     plain = up.run("status")
     assert plain.returncode == 0
     assert "undecided transactions: 0" in plain.stdout
+    assert "dead letters: none" in plain.stdout
+    assert "seckill-topic-retry-0" in plain.stdout
 
 
 def test_the_stores_of_a_running_pipeline_can_be_audited(up: Seckill) -> None:

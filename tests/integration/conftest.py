@@ -18,11 +18,14 @@ from seckill.embedded import embedded_redis
 from seckill.wiring import open_carrier, open_reconciler
 from tests.support.backbone import Backbone, open_backbone
 from tests.support.fronts import RunningFront, running_front, running_product
+from tests.support.letters import letter_services, letters, letters_side
 from tests.support.pipeline import own_redis
 from tests.support.rebuilds import open_watch
 from tests.support.redis_servers import Backend
 from tests.support.rigs import Rig, open_rig
 from tests.support.sides import Side
+
+__all__ = ["letter_services", "letters", "letters_side"]
 
 FRONT_DATABASE = 2
 """Of a real Redis server."""

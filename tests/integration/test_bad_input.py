@@ -21,9 +21,10 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy.engine import make_url
 
+from seckill.messaging.retry_topics import retry_tiers
 from seckill.messaging.topics import make_topics
 from seckill.schema import DATABASES, upgrade
-from seckill.settings import KafkaSettings
+from seckill.settings import KafkaSettings, RetrySettings
 from tests.servers import Servers, fresh_database, native
 from tests.servers.databases import execute
 from tests.servers.ports import free_ports
@@ -85,7 +86,8 @@ def bad(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Bad:
     kafka = KafkaSettings(
         bootstrap=servers.kafka, topic=TOPICS["KAFKA__TOPIC"], dead_letter_topic=TOPICS["KAFKA__DEAD_LETTER_TOPIC"]
     )
-    asyncio.run(make_topics(kafka, partitions=1, retention_ms=86_400_000))
+    tiers = retry_tiers(kafka, RetrySettings())
+    asyncio.run(make_topics(kafka, tiers, partitions=1, retention_ms=86_400_000))
     ports = iter(free_ports(8))
     own = ("FRONT__HTTP", "FRONT__GRPC", "PRODUCT__GRPC", "PRODUCT__OPS", "ORDER__GRPC", "ORDER__OPS", "WORKER__OPS")
     right = {
@@ -99,6 +101,11 @@ def bad(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Bad:
 @pytest.fixture(scope="module")
 def product_url(bad: Bad) -> str:
     return bad.database("product")
+
+
+@pytest.fixture(scope="module")
+def letters_url(bad: Bad) -> str:
+    return bad.database("dead_letters")
 
 
 def _is_log(line: str) -> bool:
@@ -347,6 +354,19 @@ def test_a_missing_topic(bad: Bad, command: tuple[str, ...], setting: str) -> No
     name = f"missing-{uuid.uuid4().hex[:8]}"
     ended = bad.run(*command, **{f"KAFKA__{setting.upper()}": name})
     assert_told(ended, f"kafka.{setting}", name, bad.servers.kafka, "seckill topics create")
+
+
+@pytest.mark.parametrize("command", [("dlq", "list"), ("dlq", "replay", "1", "--note", "n"), ("dead-letters",)])
+def test_a_missing_dead_letter_topic(bad: Bad, letters_url: str, command: tuple[str, ...]) -> None:
+    """Without the topic there is nothing to look at or to keep an index of: the command that makes it is named."""
+    name = f"missing-{uuid.uuid4().hex[:8]}"
+    ended = bad.run(
+        *command,
+        KAFKA__DEAD_LETTER_TOPIC=name,
+        DEAD_LETTERS__DATABASE_URL=letters_url,
+        DEAD_LETTERS__HTTP="127.0.0.1:0",
+    )
+    assert_told(ended, "kafka.dead_letter_topic", name, bad.servers.kafka, "seckill topics create")
 
 
 def test_topics_cannot_be_made_on_the_stand_in(bad: Bad, kafka_server: str) -> None:

@@ -22,7 +22,9 @@ from pydantic import SecretStr
 from seckill.doctor.examine import CHECK_TIMEOUT_S, examine
 from seckill.doctor.findings import Examined, Finding, Level
 from seckill.doctor.probes.http import ask_coordinator_http
-from seckill.messaging.topics import TopicMissing, make_topics, require_topics, topic_states
+from seckill.messaging.publisher import open_publisher
+from seckill.messaging.retry_topics import RetryTier, retry_tiers
+from seckill.messaging.topics import TopicDone, TopicMissing, make_topics, require_topics, topic_states
 from seckill.schema import upgrade
 from seckill.settings import KafkaSettings, Settings
 from seckill.wiring import open_coordinator, with_values
@@ -55,8 +57,19 @@ async def settings(servers: Servers) -> Settings:
         url = fresh_database(servers, f"doctor_{database}")
         await upgrade(database, url)
         wanted = with_values(wanted, {database: {"database_url": SecretStr(url)}})
-    await make_topics(wanted.kafka, partitions=3, retention_ms=7 * DAY_MS)
+    await made(wanted)
     return wanted
+
+
+def tiers_of(settings: Settings) -> tuple[RetryTier, ...]:
+    return retry_tiers(settings.kafka, settings.retry)
+
+
+async def made(settings: Settings, *, partitions: int = 3) -> dict[str, TopicDone]:
+    """By topic, what had to be done."""
+    kafka, tiers = settings.kafka, tiers_of(settings)
+    done = await make_topics(kafka, tiers, partitions=partitions, retention_ms=7 * DAY_MS)
+    return {each.name: each for each in done}
 
 
 def findings(examined: list[Examined]) -> list[Finding]:
@@ -80,9 +93,8 @@ async def test_what_an_operator_set_up_has_no_problem(settings: Settings) -> Non
     examined = await on(settings, "settings", "kafka", "redis", "product-db", "order-db", "coordinator")
     assert told(examined, Level.PROBLEM) == {}
     assert told(examined, Level.UNREACHABLE) == {}
-    assert set(told(examined, Level.WARNING)) == {
-        "encryption", f"replication of {settings.kafka.topic}", f"replication of {settings.kafka.dead_letter_topic}",
-    }  # fmt: skip
+    topics = (settings.kafka.topic, settings.kafka.dead_letter_topic, *(tier.topic for tier in tiers_of(settings)))
+    assert set(told(examined, Level.WARNING)) == {"encryption", *(f"replication of {name}" for name in topics)}
     fine = told(examined, Level.OK)
     assert fine["id columns"].endswith("compared byte by byte")
     assert fine["schema"] == "the newest"
@@ -102,22 +114,37 @@ async def test_what_is_not_configured_is_not_asked(settings: Settings) -> None:
 async def test_topics_are_made_once_and_set_right_again(settings: Settings) -> None:
     """Making topics twice changes nothing; a setting that somebody changed is found by the doctor and set right."""
     kafka = settings.kafka
-    again = await make_topics(kafka, partitions=3, retention_ms=7 * DAY_MS)
-    assert [(each.made, each.changes) for each in again] == [(False, ()), (False, ())]
+    waiting = tiers_of(settings)[-1].topic
+    again = await made(settings)
+    assert again == {name: TopicDone(name, made=False) for name in again}
+    assert again.keys() == {kafka.topic, kafka.dead_letter_topic, *(tier.topic for tier in tiers_of(settings))}
 
     kept = {"max.compaction.lag.ms": "1000000"}  # somebody's own, of no concern to us
     await alter(kafka, kafka.dead_letter_topic, {"retention.ms": "1000", "max.message.bytes": "1000000", **kept})
+    await alter(kafka, waiting, {"retention.ms": "1000"})
     problems = told(await on(settings, "kafka"), Level.PROBLEM)
-    assert set(problems) == {f"retention of {kafka.dead_letter_topic}", "max.message.bytes"}
+    lost = {f"retention of {kafka.dead_letter_topic}", f"retention of {waiting}"}
+    assert set(problems) == lost | {"max.message.bytes"}
 
-    _, letters = await make_topics(kafka, partitions=5, retention_ms=7 * DAY_MS)
-    assert "partitions 3 -> 5" in letters.changes
-    assert "retention.ms 1000 -> -1" in letters.changes
+    changed = await made(settings, partitions=5)
+    for name in (kafka.dead_letter_topic, waiting):
+        assert {"partitions 3 -> 5", "retention.ms 1000 -> -1"} <= set(changed[name].changes)
     assert told(await on(settings, "kafka"), Level.PROBLEM) == {}
     assert (await settings_of(kafka, kafka.dead_letter_topic)).items() >= kept.items()
 
-    fewer = await make_topics(kafka, partitions=1, retention_ms=7 * DAY_MS)
-    assert [each.changes for each in fewer] == [(), ()]
+    fewer = await made(settings, partitions=1)
+    assert {each.changes for each in fewer.values()} == {()}
+
+
+async def test_what_waits_for_a_delay_that_was_taken_away(settings: Settings) -> None:
+    """The last delay is taken out of the settings while a record waits for it: nobody reads it, and that is told."""
+    last = tiers_of(settings)[-1]
+    fewer = with_values(settings, {"retry": {"topic_delays_ms": settings.retry.topic_delays_ms[:-1]}})
+    assert f"topic {last.topic}" not in told(await on(fewer, "kafka"), Level.WARNING)
+    async with open_publisher(settings.kafka) as publisher:
+        await publisher.send(last.topic, key=b"k", value=b"v")
+    assert told(await on(fewer, "kafka"), Level.WARNING)[f"topic {last.topic}"].startswith("1 record(s) that nobody")
+    assert f"topic {last.topic}" not in told(await on(settings, "kafka"), Level.WARNING)
 
 
 async def test_looking_makes_no_topic(settings: Settings) -> None:
@@ -125,7 +152,8 @@ async def test_looking_makes_no_topic(settings: Settings) -> None:
     missing = with_values(settings, {"kafka": {"topic": f"missing-{uuid.uuid4().hex[:8]}"}})
     for _ in range(2):
         problems = told(await on(missing, "kafka"), Level.PROBLEM)
-        assert problems == {f"topic {missing.kafka.topic}": "missing, and the broker makes none by itself"}
+        names = (missing.kafka.topic, *(tier.topic for tier in tiers_of(missing)))
+        assert problems == {f"topic {name}": "missing, and the broker makes none by itself" for name in names}
 
 
 async def test_a_broker_that_makes_topics(tmp_path: Path) -> None:

@@ -22,16 +22,17 @@ from seckill.audit.rules import Verdict, judge
 from seckill.audit.stores import open_stores
 from seckill.domain.order import Order, Sale
 from seckill.domain.outcomes import OrderStatus
+from seckill.messaging.delivery import Arrival, Delivered
 from seckill.messaging.envelope import Record, encode
 from seckill.messaging.lag import read_topic
 from seckill.messaging.offsets import PartitionProgress
 from seckill.messaging.publisher import open_publisher
-from seckill.messaging.worker import Arrival, Delivered
 from seckill.prune import Plan, Pruned, prune
 from seckill.settings import Settings
 from seckill.wire import product_pb2, product_pb2_grpc
 from seckill.wiring import open_carrier, open_channel, open_dtm, with_values
 from tests.support.backbone import Backbone, open_backbone
+from tests.support.retry_records import put_off, tiers_of
 from tests.support.sides import Side
 from tests.support.statuses import Fails
 
@@ -333,6 +334,17 @@ async def test_rows_of_orders_with_a_letter_stay(shop: Shop) -> None:
     assert await shop.query("product", "SELECT order_id FROM stock_reservation") == [(orders[2].key,)]
     verdict = await shop.audit()
     assert verdict.holds, verdict.breaches
+
+
+async def test_rows_of_orders_in_a_retry_topic_stay(shop: Shop) -> None:
+    """Retry topics keep their records for ever, and a group can be set back: the order's end stays."""
+    retrying = with_values(shop.settings, {"retry": {"topic_delays_ms": (5_000,)}})
+    shop = replace(shop, settings=retrying)
+    sale, orders = await shop.sold_sale()
+    await put_off(retrying, [orders[2]], tiers_of(retrying)[0])
+    await shop.end(sale)
+    assert (await shop.prune()).sales == [sale.sale_id]
+    assert await shop.query("product", "SELECT order_id FROM stock_reservation") == [(orders[2].key,)]
 
 
 # --- how it goes -----------------------------------------------------------------------------------------------

@@ -14,12 +14,14 @@ from prometheus_client import REGISTRY
 
 from consumers.reconcile import Reconciler
 from seckill.admission.keys import sale_keys
-from seckill.checkout.reservations import items_of
+from seckill.checkout.reservations import Reservations, items_of
 from seckill.domain.errors import ProductUnavailable
 from seckill.domain.order import Order, Sale
 from seckill.domain.outcomes import Confirmed, OrderStatus
+from seckill.domain.reasons import DeadLetterReason
 from seckill.dtm.protocol import TransOptions
 from seckill.front.product_client import ProductClient
+from seckill.messaging.dead_letters import reason_of
 from seckill.messaging.envelope import decode
 from seckill.messaging.lag import read_topic
 from seckill.messaging.publisher import open_publisher
@@ -96,6 +98,25 @@ async def test_an_order_that_has_ended_is_settled(backbone: Backbone, reconciler
     view = await backbone.book.read(sale.product_id)
     assert view is not None
     assert (view.stock, view.admitted) == (10, 0)
+
+
+async def test_an_entry_whose_id_the_database_has_for_another_order_becomes_one_letter(
+    backbone: Backbone, reconciler: Reconciler
+) -> None:
+    """It cannot end by itself: a letter holds the order of the entry, which is parked and troubles no later look."""
+    sale = await backbone.open_sale(stock=10)
+    (order,) = await admitted(backbone, sale, 1)
+    async with open_channel(backbone.settings.product.grpc) as channel:
+        reservations = Reservations(channel, address="product", timeout_ms=5_000)
+        await reservations.reject([replace(order, user_id=999)], {order.key: "ENDED"})
+    assert (await reconciler.once()).counts == {"conflicting": 1}
+    kafka = backbone.settings.kafka
+    (letter,) = await read_topic(kafka, kafka.dead_letter_topic)
+    assert (decode(letter), reason_of(letter)) == ([order], DeadLetterReason.ID_REUSED)
+    (entry,) = await backbone.ledger.entries(sale.product_id)
+    assert (entry.order, entry.state) == (order, "parked")
+    assert (await reconciler.once()).counts == {}
+    assert len(await read_topic(kafka, kafka.dead_letter_topic)) == 1
 
 
 async def test_orders_of_another_pipeline_are_left_alone(backbone: Backbone, reconciler: Reconciler) -> None:

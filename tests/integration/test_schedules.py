@@ -20,11 +20,11 @@ from consumers.seckill_rmq import SeckillCarrier
 from seckill.checkout.reservations import items_of
 from seckill.domain.order import Order, OrderId, Sale
 from seckill.domain.outcomes import Admitted, OrderStatus
+from seckill.messaging.delivery import Arrival, Delivered
 from seckill.messaging.envelope import decode
 from seckill.messaging.lag import read_topic
 from seckill.messaging.offsets import PartitionProgress
 from seckill.messaging.publisher import open_publisher
-from seckill.messaging.worker import Arrival, Delivered
 from seckill.settings import Settings
 from seckill.wire import product_pb2, product_pb2_grpc
 from seckill.wiring import open_carrier, open_channel, open_reconciler, with_values

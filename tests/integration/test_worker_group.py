@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from uuid import uuid4
 
 from seckill.domain.errors import ConsumerEnded, InvalidOrder
+from seckill.messaging.delivery import Delivered
 from seckill.messaging.envelope import Record
-from seckill.messaging.worker import Delivered, Worker, WorkerLimits
+from seckill.messaging.worker import Worker, WorkerLimits
 from seckill.settings import KafkaSettings
 from seckill.wiring import open_consumer
 from tests.support.sides import Side

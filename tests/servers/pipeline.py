@@ -8,9 +8,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 from redis import Redis
 
+from seckill.messaging.retry_topics import retry_tiers
 from seckill.messaging.topics import make_topics
 from seckill.schema import DATABASES, upgrade
-from seckill.settings import KafkaSettings
+from seckill.settings import KafkaSettings, RetrySettings
 from tests.servers.addresses import Servers
 from tests.servers.databases import fresh_database
 
@@ -33,8 +34,9 @@ async def create_topics(bootstrap: str, *names: str, partitions: int = PARTITION
 
 
 async def make_pipeline_topics(settings: KafkaSettings) -> None:
-    """The topic and its dead letters, as `seckill topics create` makes them."""
-    await make_topics(settings, partitions=PARTITIONS, retention_ms=RETENTION_MS)
+    """The topic, its dead letters and its retry topics, as `seckill topics create` makes them by default."""
+    tiers = retry_tiers(settings, RetrySettings())
+    await make_topics(settings, tiers, partitions=PARTITIONS, retention_ms=RETENTION_MS)
 
 
 def empty_redis(url: str, number: int) -> str:

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from enum import StrEnum
+from typing import Any, Literal
 
 from seckill.admission import Wanted
 from seckill.crashpoints import CrashPoint
@@ -15,11 +16,19 @@ from seckill.domain.outcomes import Admitted
 from tests.support.crash_site import Crash, Goods, Site
 from tests.support.crashing_role import Deed
 from tests.support.restless_buyers import Crowd
+from tests.support.verdicts import rest
 
 RUSH = 24
 """Orders at once; they come again until the point has been reached."""
+SOME, FEW = 12, 6
+"""Orders that come once."""
 AGAIN_EVERY_S = 0.3
 LOSE_AGAIN_S = 8
+SET_ASIDE_S = 15
+HANDLED_S = 60
+
+FAULTS = 10_000
+"""As good as for ever: the scene takes the fault back."""
 
 UNITS = {"scarce": (8, 2), "plenty": (2_000, 100)}
 """Stock and limit."""
@@ -35,6 +44,15 @@ class Play:
     over: asyncio.Event
 
 
+class Letters(StrEnum):
+    """What becomes of orders that a scene has set aside; the value is how they end."""
+
+    NONE = "none are"
+    LEFT = "not at all"
+    REPLAYED = "confirmed"
+    DISCARDED = "rejected"
+
+
 @dataclass(frozen=True, slots=True)
 class Scene:
     """What goes on: what buyers and others do, and what else crashes meanwhile so that the point is reached at all."""
@@ -42,7 +60,7 @@ class Scene:
     name: str
     act: Callable[[Play], Coroutine[Any, Any, None]]
     also: tuple[Crash, ...] = ()
-    letters: bool = False  # it ends with orders set aside
+    letters: Letters = Letters.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +129,35 @@ async def hopeless(play: Play) -> None:
     await play.site.front.set_sale_state(sale_id, "resume")
 
 
+async def busy_order_database(play: Play) -> None:
+    """The order service answers its probe and can try nothing: orders that a front has accepted are put off."""
+    await play.site.arm([Crash("order", CrashPoint.ORDER_TRY_WRITTEN, Deed.BUSY, times=FAULTS)])
+    await replace(play.crowd, products=[play.goods.plenty]).rush(SOME)
+    await play.over.wait()
+    await play.site.disarm("order")
+
+
+def _handled(deed: Literal["replay", "discard"]) -> Callable[[Play], Coroutine[Any, Any, None]]:
+    """A defect of the order service has orders set aside. When it is mended, an operator handles them all."""
+
+    async def act(play: Play) -> None:
+        site, product_id = play.site, play.goods.plenty
+        await site.arm([Crash("order", CrashPoint.ORDER_TRY_WRITTEN, Deed.REFUSE, times=FAULTS)])
+        await replace(play.crowd, products=[product_id]).rush(FEW)
+        assert not await rest(site.stores, [product_id], timeout_s=SET_ASIDE_S)
+        await site.disarm("order")
+        parked = (await site.stores.admission.ledger.stats(product_id)).parked
+        assert parked
+        async with asyncio.timeout(HANDLED_S):
+            await site.letters.until_indexed(product_id, parked)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(site.letters.until_all(deed, product_id))
+                await play.over.wait()
+                await site.command("dlq", "resume")  # while the role is down, or hangs: it would do so itself later
+
+    return act
+
+
 async def lose_redis(play: Play) -> None:
     """Redis loses everything, again when it was not the armed reconcile that made it anew."""
     await play.crowd.rush(RUSH)
@@ -139,8 +186,11 @@ def _forgotten(name: str, when: Crash) -> Scene:
 SALE = Scene("sale", rush)
 PAST_THE_FRONT = Scene("past_the_front", rush_past_the_front)
 NEVER_PUBLISHED = Scene("never_published", never_published)
-IMPOSTORS = Scene("impostors", impostors, letters=True)
-HOPELESS = Scene("hopeless", hopeless, letters=True)
+IMPOSTORS = Scene("impostors", impostors, letters=Letters.LEFT)
+HOPELESS = Scene("hopeless", hopeless, letters=Letters.LEFT)
+BUSY = Scene("busy_order_database", busy_order_database)
+REPLAYED = Scene("replayed", _handled("replay"), letters=Letters.REPLAYED)
+DISCARDED = Scene("discarded", _handled("discard"), letters=Letters.DISCARDED)
 REDIS_LOST = Scene("redis_lost", lose_redis)
 
 SLOW_TRY = Scene("slow_try", rush, also=(Crash("order", CrashPoint.ORDER_TRY_COMMITTED, Deed.HANG, hang_s=1.5),))
@@ -208,4 +258,7 @@ ROWS: tuple[Row, ...] = (
     *_rows("reconcile", LOST_BEFORE_SUBMIT, P.ORPHAN_FOUND, P.ORPHAN_ORDER_CANCELLED, P.ORPHAN_ENDED),
     *_rows("reconcile", LOST_IN_CONFIRM, P.ORPHAN_FOUND, P.ORPHAN_ENDED),
     *_rows("reconcile", REDIS_LOST, P.REBUILD_CLOSED, P.REBUILD_STAGED, P.REBUILD_INSTALLED),
+    *_rows("worker", BUSY, P.PUTTING_OFF, P.PUT_OFF, P.RETRY_SENT),
+    *_rows("dead_letters", REPLAYED, P.REPLAY_INTENDED, P.REPLAY_UNPARKED, P.REPLAY_PUBLISHED),
+    *_rows("dead_letters", DISCARDED, P.DISCARD_INTENDED, P.DISCARD_REJECTED, P.DISCARD_SETTLED),
 )

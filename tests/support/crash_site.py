@@ -29,11 +29,13 @@ from sqlalchemy.pool import NullPool
 from seckill.admission.keys import PRODUCTS
 from seckill.client import FrontClient, open_front
 from seckill.messaging.publisher import Publisher, open_publisher
+from seckill.schema import DATABASES
 from seckill.settings import Settings, load_settings
 from seckill.wiring import open_dtm
 from tests.servers.ports import free_ports
 from tests.support import crashing_role
-from tests.support.crashing_role import Arm, Deed
+from tests.support.crashing_role import FAULT, Arm, Deed
+from tests.support.letter_operator import LetterOperator, letter_operator
 from tests.support.restless_buyers import Crowd
 from tests.support.role_processes import ROLES, Program, RoleProcess, role_addresses, running_roles
 from tests.support.sides import Side
@@ -43,6 +45,9 @@ OPERATOR_TOKEN = "for-tests-only"
 REDIS_DATABASE = 6
 SESSION_MS = 2_000
 """Of the workers. The tests' brokers allow it (`group.min.session.timeout.ms`)."""
+
+GROUPS = 2
+"""Of a worker: one reads the topic, one the retry topics."""
 
 HANG_S: Mapping[str, float] = {"worker": SESSION_MS / 1000 + 1.5, "coordinator": 4.5}
 """Longer than a session of the group, than the coordinator's lease (3 s), …"""
@@ -54,10 +59,15 @@ LIBRARIES_WORDS = ("ExecuteBatchError raised in core by servicer method", "Excep
 
 STANDBYS = {
     "worker_standby": ("worker", ("worker.ops",), {}),
-    "coordinator_standby": ("coordinator", ("coordinator.grpc", "coordinator.http"), {"cron_interval_ms": "700"}),
-    "reconcile_standby": ("reconcile", ("reconcile.ops",), {"every_ms": "900"}),
-}
+    "coordinator_standby": (
+        "coordinator", ("coordinator.grpc", "coordinator.http"), {"coordinator.cron_interval_ms": "700"},
+    ),
+    "reconcile_standby": ("reconcile", ("reconcile.ops",), {"reconcile.every_ms": "900"}),
+}  # fmt: skip
 """Name → role, the addresses of its own, and settings that make it slower to take up what comes first."""
+
+ARMED = (*ROLES, "dead_letters")
+"""Those that can be told to crash."""
 
 TIMES: Mapping[str, Mapping[str, Any]] = {
     "kafka": {"session_timeout_ms": SESSION_MS, "request_timeout_ms": 2_000},
@@ -72,7 +82,8 @@ TIMES: Mapping[str, Mapping[str, Any]] = {
         "try_timeout_ms": 1_000, "submit_timeout_ms": 3_000, "request_timeout_ms": 2_000,
     },
     "coordinator": {"cron_interval_ms": 200, "drain_timeout_ms": 2_000},
-    "retry": {"attempts_max": 20, "base_ms": 100, "cap_ms": 500},
+    "retry": {"attempts_max": 4, "base_ms": 100, "cap_ms": 500, "topic_delays_ms": [400, 1_500, 4_000]},
+    "dead_letters": {"operator_token": OPERATOR_TOKEN, "look_every_ms": 200, "drain_timeout_ms": 2_000},
     "log": {"json_lines": True},
 }  # fmt: skip
 
@@ -85,11 +96,12 @@ class Crash:
     point: str
     deed: Deed
     after: int = 1
+    times: int = 1
     hang_s: float = 0
 
     @property
     def arm(self) -> Arm:
-        return Arm(self.point, self.deed, self.after)
+        return Arm(self.point, self.deed, self.after, self.times)
 
 
 @dataclass
@@ -124,7 +136,7 @@ class News:
             for role in self.roles
             for line in role.log.read_bytes()[self.log_from[role.role] :].decode(errors="replace").splitlines()
             if '"exception":' in line or "Traceback" in line
-            if not any(words in line for words in LIBRARIES_WORDS)
+            if not any(words in line for words in (FAULT, *LIBRARIES_WORDS))
         ]
         return deaths + errors
 
@@ -137,6 +149,7 @@ class Site:
     front: FrontClient
     publisher: Publisher
     stores: Stores
+    letters: LetterOperator
     product_ids: Any = field(default_factory=lambda: count(1))
 
     # --- what is on sale ---------------------------------------------------------------------------------------------
@@ -174,15 +187,21 @@ class Site:
 
     async def arm(self, crashes: Sequence[Crash]) -> None:
         """Returns when every role knows its crashes. An empty list takes back what is left of the last one."""
-        for role in self.roles.keys() & ({crash.role for crash in crashes} or set(ROLES)):
-            process = self.roles[role].process
-            assert process is not None
-            arms_file = self.folder / f"{role}.arms"
-            arms_file.write_text(json.dumps([asdict(crash.arm) for crash in crashes if crash.role == role]))
-            process.send_signal(signal.SIGUSR1)
-            async with asyncio.timeout(10):
-                while arms_file.exists():
-                    await asyncio.sleep(0.01)
+        for role in self.roles.keys() & ({crash.role for crash in crashes} or set(ARMED)):
+            await self._tell(role, [crash.arm for crash in crashes if crash.role == role])
+
+    async def disarm(self, role: str) -> None:
+        await self._tell(role, [])
+
+    async def _tell(self, role: str, arms: Sequence[Arm]) -> None:
+        process = self.roles[role].process
+        assert process is not None
+        arms_file = self.folder / f"{role}.arms"
+        arms_file.write_text(json.dumps([asdict(arm) for arm in arms]))
+        process.send_signal(signal.SIGUSR1)
+        async with asyncio.timeout(10):
+            while arms_file.exists():
+                await asyncio.sleep(0.01)
 
     def deeds(self, role: str) -> list[str]:
         file = self.folder / f"{role}.deeds"
@@ -229,6 +248,16 @@ class Site:
         """What the roles write and how they end from here on."""
         return News(self.roles.values(), {role.role: role.log.stat().st_size for role in self.roles.values()})
 
+    async def command(self, *words: str) -> None:
+        """Runs `seckill …` in a process of its own; it has to succeed."""
+        role = self.roles["dead_letters"]
+        with role.log.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "seckill.cli", *words,
+                env=dict(role.environment), cwd=self.folder, stdout=log, stderr=log,
+            )  # fmt: skip
+        assert await process.wait() == 0, f"seckill {' '.join(words)}; see {role.log}"
+
     # --- rest --------------------------------------------------------------------------------------------------------
 
     async def unrest(self, product_ids: Collection[int], *, within_s: float) -> str:
@@ -253,11 +282,13 @@ class Site:
         return f"transactions {gids}" if gids else ""
 
     def _outside(self) -> str:
-        """Workers that have no partitions: the next crash would wait for them in vain."""
+        """Workers that have no partitions in one of their groups: the next crash would wait for them in vain."""
         for name in ("worker", "worker_standby"):
             log = self.roles[name].log.read_bytes()[self.roles[name].log_from :].decode(errors="replace")
-            moves = [line for line in log.splitlines() if '"partitions_' in line]
-            if not moves or '"partitions_assigned"' not in moves[-1] or '"partitions": []' in moves[-1]:
+            moves = [json.loads(line) for line in log.splitlines() if '"partitions_' in line]
+            last = {tuple(move["topics"]): move for move in moves}
+            held = [move["event"] == "partitions_assigned" and move["partitions"] for move in last.values()]
+            if len(held) < GROUPS or not all(held):
                 return f"{name} has no partitions"
         return ""
 
@@ -267,14 +298,15 @@ async def open_site(side: Side, folder: Path) -> AsyncIterator[Site]:
     """Everything started and at rest. `side` is a real one; its Redis database is emptied."""
     config = await _write_settings(side, folder)
     settings = load_settings(config)
-    programs = {role: _program(role, role, folder) for role in ROLES} | _standbys(folder)
+    programs = {role: _program(role, role.replace("_", "-"), folder) for role in ARMED} | _standbys(folder)
     async with (
         running_roles(config, programs) as roles,
         open_front(settings.front.http, operator_token=OPERATOR_TOKEN, timeout_s=4) as front,
         open_publisher(settings.kafka) as publisher,
         open_stores(settings) as stores,
+        letter_operator(settings.dead_letters.http, OPERATOR_TOKEN) as letters,
     ):
-        yield Site(settings, folder, roles, front, publisher, stores)
+        yield Site(settings, folder, roles, front, publisher, stores, letters)
 
 
 async def _write_settings(side: Side, folder: Path) -> Path:
@@ -285,7 +317,7 @@ async def _write_settings(side: Side, folder: Path) -> Path:
             "group": f"crash-{run}",
         },
         "redis": {"url": side.empty_redis(REDIS_DATABASE), "run_id_check": side.run_id_check},
-        **{name: {"database_url": side.empty_database(name, folder)} for name in ("product", "order", "coordinator")},
+        **{name: {"database_url": side.empty_database(name, folder)} for name in DATABASES},
     }  # fmt: skip
     addresses = role_addresses()
     names = TIMES.keys() | places.keys() | addresses.keys()
@@ -305,7 +337,7 @@ def _standbys(folder: Path) -> dict[str, Program]:
     programs = {}
     for name, (role, addresses, slower) in STANDBYS.items():
         values = {each: f"127.0.0.1:{port}" for each, port in zip(addresses, free_ports(len(addresses)), strict=True)}
-        values |= {f"{role}.{key}": value for key, value in slower.items()}
+        values |= slower
         environment = {f"SECKILL__{each.replace('.', '__').upper()}": value for each, value in values.items()}
         programs[name] = _program(name, role, folder, environment)
     return programs

@@ -1,8 +1,8 @@
-"""A role that a test can tell to die, to hang or to lose its connections at a crash point.
+"""A role that a test can tell to die, to hang, to lose its connections or to fail at a crash point.
 
 `python crashing_role.py ROLE MAILBOX` runs `seckill ROLE`, which is as it always is until a test writes `MAILBOX.arms`
 (JSON: a list of `Arm` values) and sends SIGUSR1: the file is gone when the arms have been taken, and each deed is
-told by a line in `MAILBOX.deeds` just before it is done. An arm works once; new arms replace the old ones.
+told by a line in `MAILBOX.deeds` just before it is done. New arms replace the old ones.
 """
 
 from __future__ import annotations
@@ -19,23 +19,36 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from sqlalchemy.exc import OperationalError
+
 from seckill.cli import main
 from seckill.crashpoints import CrashPoint, arm
+from seckill.dtm.tcc_branch import InvalidRequest
 
 
 class Deed(StrEnum):
     KILL = "kill"  # SIGKILL
     HANG = "hang"  # SIGSTOP, until somebody wakes it up
     CUT = "cut"  # every TCP connection is shut down, and it goes on
+    BUSY = "busy"  # the step fails as one does whose database cannot do it now
+    REFUSE = "refuse"  # the step fails as in a service that cannot read what it is asked: trying again is of no use
+
+
+DISASTERS = (Deed.KILL, Deed.HANG, Deed.CUT)
+"""What happens to a whole process, and not to the step alone that reached the point."""
+
+FAULT = "a fault that a test has put here"
+"""The words by which errors of BUSY and REFUSE are known in a log."""
 
 
 @dataclass(slots=True)
 class Arm:
-    """Do the deed when the point is reached for the `after`th time."""
+    """Do the deed when the point is reached for the `after`th time, and `times` times in all."""
 
     point: str
     deed: str
     after: int = 1
+    times: int = 1
 
 
 class Mailbox:
@@ -52,9 +65,12 @@ class Mailbox:
     def reached(self, point: CrashPoint) -> None:
         for each in [each for each in self._arms if each.point == point]:
             each.after -= 1
-            if each.after == 0:
+            if each.after > 0:
+                continue
+            each.times -= 1
+            if each.times == 0:
                 self._arms.remove(each)
-                self._do(each)
+            self._do(each)
 
     def _do(self, due: Arm) -> None:
         line = f"{due.point} {due.deed} {time.time():.3f}\n"
@@ -79,6 +95,14 @@ def cut() -> None:
                 _shut_down(int(entry))
 
 
+def be_busy() -> None:
+    raise OperationalError(FAULT, None, RuntimeError(FAULT))
+
+
+def refuse() -> None:
+    raise InvalidRequest("items", FAULT)
+
+
 def _shut_down(descriptor: int) -> None:
     """Raises OSError when it is not connected."""
     with socket.socket(fileno=os.dup(descriptor)) as connection:
@@ -87,7 +111,13 @@ def _shut_down(descriptor: int) -> None:
             connection.shutdown(socket.SHUT_RDWR)
 
 
-DEEDS: dict[Deed, Callable[[], None]] = {Deed.KILL: kill, Deed.HANG: hang, Deed.CUT: cut}
+DEEDS: dict[Deed, Callable[[], None]] = {
+    Deed.KILL: kill,
+    Deed.HANG: hang,
+    Deed.CUT: cut,
+    Deed.BUSY: be_busy,
+    Deed.REFUSE: refuse,
+}
 
 
 if __name__ == "__main__":

@@ -189,6 +189,12 @@ class LedgerModel:
         if entry is not None and not entry.parked:
             entry.due = delay_ms <= 0
 
+    def put_off(self, order: Order, *, published_at_ms: int) -> None:
+        entry = self.entry(order)
+        if entry is not None and not entry.parked:
+            assert published_at_ms > entry.published_at_ms, "an entry that was put off was not published anew"
+            entry.published_at_ms, entry.due = published_at_ms, False
+
     def park(self, order: Order) -> None:
         entry = self.entry(order)
         if entry is not None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from aiokafka import TopicPartition
 
+from consumers.conflicts import Conflicts
 from consumers.dependencies import BLAMED, Dependencies
 from consumers.reconcile import Findings, ReconcileLimits, Reconciler
 from consumers.seckill_rmq import SeckillCarrier
@@ -29,9 +30,10 @@ from seckill.domain.outcomes import Admission, Admitted, AlreadyDecided, Confirm
 from seckill.domain.reasons import Rejection
 from seckill.domain.retry import RetryPolicy
 from seckill.dtm.client import DtmClient
+from seckill.messaging.delivery import Arrival, Delivered
 from seckill.messaging.envelope import Record, encode
 from seckill.messaging.offsets import PartitionProgress
-from seckill.messaging.worker import Arrival, Delivered
+from seckill.messaging.retry_topics import RetryTier
 from seckill.settings import LedgerSettings, RedisSettings
 from tests.support.actors import STEPS_MAX, Actor, Complaints, stop_before
 from tests.support.ledger_model import NO_SALE, Entry, LedgerModel, next_sale
@@ -60,6 +62,7 @@ LIMITS = ReconcileLimits(
     every_ms=1, batch_max=100, republish_after_ms=LATER_MS, publish_within_ms=PUBLISH_WITHIN_MS,
     undecided_wait_ms=LATER_MS, orphan_after_ms=1, orphans_max=100,
 )  # fmt: skip
+TIER = RetryTier(0, "orders-retry-0", LATER_MS)
 ROUNDS_TO_REST = 5
 
 _numbers = itertools.count(secrets.randbelow(2**60) + 1)
@@ -106,7 +109,9 @@ class LedgerWorld:
             checkout=MemoryCheckout(self.rows),
             reservations=reservations,
             dead_letters=Drawer(self.topic),
-            policy=RetryPolicy(attempts_max=2, base_ms=1, cap_ms=1),
+            publisher=self.topic,
+            tiers=(TIER,),
+            policy=RetryPolicy(attempts_max=2, base_ms=1, cap_ms=1, tier_delays_ms=(TIER.delay_ms,)),
             dependencies=Dependencies("worker", dict.fromkeys(BLAMED.values(), _answers), BreakerLimits(1, 1)),
             undecided_wait_ms=LATER_MS,
         )
@@ -118,6 +123,7 @@ class LedgerWorld:
                 orphans=MemoryOrphans(self.rows),
                 client=DtmClient.__new__(DtmClient),  # is only asked to hasten what a coordinator carries: none does
                 publisher=self.topic,
+                conflicts=Conflicts(self._ledger, Drawer(self.topic), topic="orders"),
                 watermark=self.topic.watermark,
                 limits=LIMITS,
             )
@@ -210,8 +216,8 @@ class LedgerWorld:
 
     async def _carry(self, message: Message) -> None:
         order = message.order
-        record = Record("orders", 0, 0, message.at_ms, order.order_id.encode(), encode(order))
-        arrival = Arrival(TopicPartition("orders", 0), PartitionProgress(), record)
+        record = Record(message.topic, 0, 0, message.at_ms, order.order_id.encode(), encode(order))
+        arrival = Arrival(TopicPartition(message.topic, 0), PartitionProgress(), record)
         await self._carrier.carry([Delivered(order, record, arrival)])
         await stop_before("commit")
         message.passed = True

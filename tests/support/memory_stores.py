@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from seckill.checkout.orphans import PRODUCT_BRANCH, End, Hold, Look, Orphans
 from seckill.checkout.reservations import Reservation, Reservations, ReservationState, outcome_of
 from seckill.checkout.tcc import TccCheckout
-from seckill.domain.errors import BranchFailed, PublishUnknown
+from seckill.domain.errors import BranchFailed, ProductUnavailable, PublishUnknown
 from seckill.domain.order import Order, OrderId
 from seckill.domain.outcomes import Failed, Outcome
 from seckill.messaging.dead_letters import DeadLetters, Letter
-from seckill.messaging.envelope import Record, decode
+from seckill.messaging.envelope import Headers, Record, decode
 from seckill.messaging.publisher import Publisher
-from tests.support.actors import Complaints, Publishing, stop_before
+from tests.support.actors import Actor, Complaints, Publishing, stop_before
 from tests.support.ledger_model import LedgerModel
 
 PUBLISH_WITHIN_MS = 2
@@ -54,6 +54,8 @@ class Rows:
             match fate:
                 case "failed":
                     return Failed(BranchFailed("product.Product/CheckProductStock", "INTERNAL", "as the history wants"))
+                case "unreachable":
+                    return Failed(ProductUnavailable("product.Product/CheckProductStock", "as the history wants"))
                 case "frozen" | "sold":
                     self.write(order, ReservationState[fate.upper()])
                 case reason:
@@ -139,6 +141,7 @@ class Message:
     at_ms: int
     late: bool
     passed: bool = False
+    topic: str = "orders"
 
 
 class Topic(Publisher):
@@ -156,12 +159,21 @@ class Topic(Publisher):
         self._complaints.require(not waits, f"{order.order_id} was published again while its record waited")
         self._complaints.require(claimed, f"{order.order_id} was published again by one who has not claimed it")
         if actor.publishing is not Publishing.LOST:
-            entry = self._model.entry(order)
-            began_ms = entry.published_at_ms if entry else time.time_ns() // 1_000_000
-            late = actor.lateness_ms > PUBLISH_WITHIN_MS
-            self.messages.append(Message(order, began_ms + actor.lateness_ms, late))
+            self._write(order, actor)
         if actor.publishing is not Publishing.ACKNOWLEDGED:
             raise PublishUnknown("the topic", "no answer")
+
+    async def send(self, topic: str, *, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
+        """A retry record."""
+        actor = await stop_before("send")
+        (order,) = decode(Record(topic, 0, 0, 0, key, value, headers))
+        self._write(order, actor, topic=topic)
+
+    def _write(self, order: Order, actor: Actor, **where: str) -> None:
+        entry = self._model.entry(order)
+        began_ms = entry.published_at_ms if entry else time.time_ns() // 1_000_000
+        late = actor.lateness_ms > PUBLISH_WITHIN_MS
+        self.messages.append(Message(order, began_ms + actor.lateness_ms, late, **where))
 
     def unpassed(self) -> list[Message]:
         return [message for message in self.messages if not message.passed]

@@ -14,6 +14,7 @@ from seckill.admission.ledger import LedgerEntry
 from seckill.crashpoints import CrashPoint, Deed, arm
 from seckill.domain.order import Order, Sale
 from seckill.messaging.publisher import open_publisher
+from seckill.messaging.retry_topics import RetryTier
 from seckill.settings import Settings
 from seckill.wiring import open_sales_watch, with_values
 from tests.support.backbone import Backbone
@@ -60,13 +61,16 @@ async def publish(backbone: Backbone, orders: Sequence[Order]) -> None:
         await asyncio.gather(*map(publisher.publish, orders))
 
 
-async def pass_everything(backbone: Backbone) -> None:
-    """Commits the group's offsets at the end of the topic, as workers do that have routed every record."""
+async def pass_everything(backbone: Backbone, tier: RetryTier | None = None) -> None:
+    """Commits the group's offsets at the end of the topic, or of a retry topic, as workers do that have routed every
+    record.
+    """
     kafka = backbone.settings.kafka
-    consumer = AIOKafkaConsumer(bootstrap_servers=kafka.bootstrap, group_id=kafka.group, enable_auto_commit=False)
+    topic, group = (kafka.topic, kafka.group) if tier is None else (tier.topic, kafka.retry_group)
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka.bootstrap, group_id=group, enable_auto_commit=False)
     await consumer.start()
     try:
-        partitions = [TopicPartition(kafka.topic, number) for number in range(4)]
+        partitions = [TopicPartition(topic, number) for number in range(4)]
         consumer.assign(partitions)
         await consumer.commit(await consumer.end_offsets(partitions))
     finally:

@@ -14,9 +14,6 @@ import aiohttp
 LOOK_EVERY_S = 0.1
 """How often a balancer asks whether a front is ready: below the roles' `drain_delay_ms`."""
 
-REPEAT_AFTER_S = 0.2
-ANSWERED_WITHIN_S = 20
-
 
 @dataclass(slots=True)
 class Front:
@@ -35,6 +32,9 @@ class SteadyBuyers:
 
     fronts: Sequence[Front]
     product_id: int
+    repeat_after_s: float = 0.2
+    answered_within_s: float = 20
+    fresh_connections: bool = False  # for each request one: none is used that the front has just closed as idle
     answers: Counter[str] = field(default_factory=Counter)
     accepted: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
@@ -46,14 +46,33 @@ class SteadyBuyers:
     async def ordering(self, *, per_second: float) -> AsyncIterator[None]:
         """Orders are placed until the block ends; then those that were begun are answered."""
         ended = asyncio.Event()
-        async with aiohttp.ClientSession() as http, asyncio.TaskGroup() as group:
-            looking = [group.create_task(self._look(http, front)) for front in self.fronts]
+        async with self._balanced() as (http, group):
             placing = group.create_task(self._place_until(ended, group, http, per_second))
             try:
                 yield
             finally:
                 ended.set()
                 await placing
+
+    async def place(self, count: int, *, per_second: float) -> None:
+        """So many orders, of the buyers 1, 2, …, paced by the clock; returns when all of them are answered."""
+        loop = asyncio.get_running_loop()
+        async with self._balanced() as (http, group):
+            began, orders = loop.time(), []
+            for placed in range(1, count + 1):
+                orders.append(group.create_task(self._order(http, next(self._number))))
+                await asyncio.sleep(began + placed / per_second - loop.time())
+            await asyncio.wait(orders)
+
+    @asynccontextmanager
+    async def _balanced(self) -> AsyncIterator[tuple[aiohttp.ClientSession, asyncio.TaskGroup]]:
+        """A session and a group for orders; as long as the block runs, the fronts are looked at."""
+        connector = aiohttp.TCPConnector(force_close=self.fresh_connections)
+        async with aiohttp.ClientSession(connector=connector) as http, asyncio.TaskGroup() as group:
+            looking = [group.create_task(self._look(http, front)) for front in self.fronts]
+            try:
+                yield http, group
+            finally:
                 for task in looking:
                     task.cancel()
 
@@ -83,11 +102,11 @@ class SteadyBuyers:
 
     async def _order(self, http: aiohttp.ClientSession, user_id: int) -> None:
         try:
-            async with asyncio.timeout(ANSWERED_WITHIN_S):
+            async with asyncio.timeout(self.answered_within_s):
                 while not await self._post(http, user_id):
-                    await asyncio.sleep(REPEAT_AFTER_S)
+                    await asyncio.sleep(self.repeat_after_s)
         except TimeoutError:
-            self.wrong.append(f"buyer {user_id} had no answer for {ANSWERED_WITHIN_S} s")
+            self.wrong.append(f"buyer {user_id} had no answer for {self.answered_within_s} s")
 
     async def _post(self, http: aiohttp.ClientSession, user_id: int) -> bool:
         """Whether that was an answer for good."""

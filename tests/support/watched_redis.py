@@ -84,6 +84,14 @@ class WatchedLedger(Ledger):
         for order in orders:
             self._model.postpone(order, delay_ms=delay_ms)
 
+    async def put_off(self, orders: Sequence[Order], *, delay_ms: int) -> None:
+        for _ in range((await stop_before("put_off")).calls):
+            await super().put_off(orders, delay_ms=delay_ms)
+        for order in orders:
+            for entry in await super().entries(order.product_id):
+                if entry.order.order_id == order.order_id:
+                    self._model.put_off(order, published_at_ms=entry.published_at_ms)
+
     async def park(self, orders: Sequence[Order]) -> None:
         for _ in range((await stop_before("park")).calls):
             await super().park(orders)

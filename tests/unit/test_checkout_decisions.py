@@ -9,7 +9,7 @@ from aiokafka import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.seckill_rmq import split_reused
+from consumers.carried import split_reused
 from seckill.checkout.groups import cut, halves
 from seckill.checkout.late import judged
 from seckill.checkout.reservations import Reservation, ReservationState, outcome_of
@@ -27,9 +27,9 @@ from seckill.domain.outcomes import (
     Undecided,
 )
 from seckill.domain.reasons import Refusal
+from seckill.messaging.delivery import Arrival, Delivered
 from seckill.messaging.envelope import Record
 from seckill.messaging.offsets import PartitionProgress
-from seckill.messaging.worker import Arrival, Delivered
 
 
 def order(number: int = 1, *, sale_id: int = 4, product_id: int = 7, quantity: int = 1) -> Order:

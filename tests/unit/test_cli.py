@@ -36,8 +36,9 @@ COMMANDS = [
     "demo", "up", "publish", "status", "audit", "front", "worker", "product", "coordinator", "order", "order show",
     "sale", "sale create", "sale list", "sale show", "sale update", "sale pause", "sale resume", "sale close",
     "tx", "tx list", "tx show", "tx retry", "tx resolve", "db", "db upgrade", "db status", "db prune", "doctor",
-    "topics", "topics create", "bench", "bench backlog", "bench accept", "reconcile",
-    "config", "config check", "config show-default",
+    "dlq", "dlq watch", "dlq list", "dlq show", "dlq stats", "dlq replay", "dlq discard", "dlq resume", "dlq rebuild",
+    "dead-letters", "alerts", "alerts test", "topics", "topics create", "bench", "bench backlog", "bench accept",
+    "reconcile", "config", "config check", "config show-default",
 ]  # fmt: skip
 
 ORDER_ID = "1-0197a2b0c3d47e5f8a9b0c1d2e3f4a5b"
@@ -68,7 +69,8 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        for name in ("FRONT__HTTP", "PRODUCT__OPS", "ORDER__OPS", "WORKER__OPS", "RECONCILE__OPS", "DTM__HTTP"):
+        roles = ("FRONT__HTTP", "PRODUCT__OPS", "ORDER__OPS", "WORKER__OPS", "RECONCILE__OPS", "DTM__HTTP")
+        for name in (*roles, "DEAD_LETTERS__HTTP", "ALERTS__OPS"):
             monkeypatch.setenv(f"SECKILL__{name}", address)
         monkeypatch.setenv("SECKILL__KAFKA__BOOTSTRAP", address)
         monkeypatch.setenv("SECKILL__REDIS__URL", f"redis://{address}/0")
@@ -227,7 +229,7 @@ def test_status_of_nothing_tells_about_every_part(runner: CliRunner, nobody: str
     result = runner.invoke(app, ["status", "--json"])
     assert result.exit_code == UNREACHABLE
     report = json.loads(result.stdout)
-    roles = {"front", "product", "order", "worker", "reconcile", "coordinator"}
+    roles = {"front", "product", "order", "worker", "reconcile", "dead-letters", "alerts", "coordinator"}
     assert {role["role"] for role in report["roles"]} == roles
     assert all(role["state"] == "unreachable" and role["address"] == nobody for role in report["roles"])
     assert all("error" in report[part] for part in ("lag", "ledger", "undecided"))

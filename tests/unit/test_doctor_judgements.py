@@ -18,9 +18,10 @@ from seckill.doctor.judgements.services import judge_operator_token, judge_role
 from seckill.doctor.judgements.sql import PACKET_BYTES_MIN, DatabaseWants, judge_database, judge_session
 from seckill.doctor.probes.sql import told
 from seckill.doctor.probes.wire import GRPC, HTTP, NOTHING, REDIS, SQL, recognised
+from seckill.messaging.retry_topics import retry_tiers
 from seckill.messaging.topics import LETTER_BYTES_MAX, TopicState, planned
 from seckill.plaintext import Plaintext
-from seckill.settings import KafkaSettings
+from seckill.settings import KafkaSettings, RetrySettings
 
 HOUR_MS = 3_600_000
 
@@ -33,16 +34,20 @@ def worse(findings: list[Finding]) -> dict[str, Level]:
 # --- Kafka -----------------------------------------------------------------------------------------------------------
 
 SETTINGS = KafkaSettings(topic="orders", dead_letter_topic="letters")
-WANTS = KafkaWants("orders", "letters", SETTINGS.record_bytes_max, longest_wait_ms=24 * HOUR_MS)
+TIERS = retry_tiers(SETTINGS, RetrySettings(topic_delays_ms=(5_000, 30_000)))
+WANTS = KafkaWants(
+    "orders", "letters", SETTINGS.record_bytes_max, longest_wait_ms=24 * HOUR_MS,
+    retry_topics=("orders-retry-0", "orders-retry-1"),
+)  # fmt: skip
 APIS = {0: (0, 13), 1: (4, 18), 22: (0, 5), 32: (1, 4)}
 
 
 def as_planned(**settings: str) -> dict[str, TopicState]:
-    """Both topics as `seckill topics create` makes them on three brokers; `settings` are over the main one's."""
-    main, letters = planned(SETTINGS, partitions=12, replicas=3, retention_ms=168 * HOUR_MS)
+    """The topics as `seckill topics create` makes them on three brokers; `settings` are over the main one's."""
+    main, *others = planned(SETTINGS, TIERS, partitions=12, replicas=3, retention_ms=168 * HOUR_MS)
     return {
         "orders": TopicState(12, 3, 3, 0, {**main.settings, **settings}),
-        "letters": TopicState(12, 3, 3, 0, letters.settings),
+        **{each.name: TopicState(12, 3, 3, 0, each.settings) for each in others},
     }
 
 
@@ -57,9 +62,10 @@ def test_what_topics_create_makes_is_what_the_doctor_wants() -> None:
 
 def test_a_missing_topic_is_a_problem_unless_the_broker_makes_it() -> None:
     """Auto-creation turns a missing topic into a warning, and is a warning itself."""
-    assert worse(judge_kafka(kafka({}), WANTS)) == {"topic orders": Level.PROBLEM, "topic letters": Level.PROBLEM}
+    missing = ["topic orders", "topic orders-retry-0", "topic orders-retry-1", "topic letters"]
+    assert worse(judge_kafka(kafka({}), WANTS)) == dict.fromkeys(missing, Level.PROBLEM)
     found = worse(judge_kafka(kafka({}, auto_create=True), WANTS))
-    assert found == dict.fromkeys(("topic orders", "topic letters", "auto-creation"), Level.WARNING)
+    assert found == dict.fromkeys([*missing, "auto-creation"], Level.WARNING)
 
 
 @pytest.mark.parametrize(
@@ -82,23 +88,35 @@ def test_a_setting_of_the_main_topic(settings: dict[str, str], check: str | None
     assert found == ({check: level} if check else {})
 
 
+def with_setting(topics: dict[str, TopicState], name: str, key: str, value: object) -> dict[str, TopicState]:
+    settings = {**(topics[name].settings or {}), key: str(value)}
+    return topics | {name: replace(topics[name], settings=settings)}
+
+
+@pytest.mark.parametrize("name", ["letters", "orders-retry-0", "orders-retry-1"])
 @pytest.mark.parametrize("key", ["retention.ms", "retention.bytes"])
-def test_letters_are_kept_for_ever(key: str) -> None:
-    """Any end of the letters' retention is a problem, because nobody replays what was deleted."""
-    topics = as_planned()
-    letters = {**(topics["letters"].settings or {}), key: "604800000"}
-    topics["letters"] = replace(topics["letters"], settings=letters)
-    assert worse(judge_kafka(kafka(topics), WANTS)) == {"retention of letters": Level.PROBLEM}
+def test_what_was_put_off_or_set_aside_is_kept_for_ever(key: str, name: str) -> None:
+    """Any end of its retention is a problem, because nobody carries or replays what was deleted."""
+    topics = with_setting(as_planned(), name, key, 604_800_000)
+    assert worse(judge_kafka(kafka(topics), WANTS)) == {f"retention of {name}": Level.PROBLEM}
 
 
-def test_a_letter_may_be_larger_than_its_record() -> None:
-    """The dead-letter topic takes 16 KB more than the main one, or a large record could not be set aside."""
+@pytest.mark.parametrize("name", ["letters", "orders-retry-1"])
+def test_a_copy_may_be_larger_than_its_record(name: str) -> None:
+    """Those topics take 16 KB more than the main one, or a large record could be neither put off nor set aside."""
     topics = as_planned()
     main_bytes = int((topics["orders"].settings or {})["max.message.bytes"])
-    for letter_bytes, level in ((main_bytes + LETTER_BYTES_MAX, None), (main_bytes + LETTER_BYTES_MAX - 1, "problem")):
-        letters = {**(topics["letters"].settings or {}), "max.message.bytes": str(letter_bytes)}
-        topics["letters"] = replace(topics["letters"], settings=letters)
-        assert worse(judge_kafka(kafka(topics), WANTS)) == ({"max.message.bytes": level} if level else {})
+    for copy_bytes, level in ((main_bytes + LETTER_BYTES_MAX, None), (main_bytes + LETTER_BYTES_MAX - 1, "problem")):
+        found = worse(judge_kafka(kafka(with_setting(topics, name, "max.message.bytes", copy_bytes)), WANTS))
+        assert found == ({"max.message.bytes": level} if level else {})
+
+
+def test_records_of_a_delay_that_was_taken_away() -> None:
+    """A retry topic that no setting asks for is warned of while it holds records that nobody has carried."""
+    facts = replace(kafka(as_planned()), left_behind={"orders-retry-2": 7, "orders-retry-3": 0})
+    (told,) = [each for each in judge_kafka(facts, WANTS) if each.level is not Level.OK]
+    assert (told.check, told.level) == ("topic orders-retry-2", Level.WARNING)
+    assert told.found.startswith("7 record(s) that nobody will carry")
 
 
 @pytest.mark.parametrize(
@@ -127,7 +145,8 @@ def test_a_broker_that_does_not_tell() -> None:
     """Without the right to see settings the doctor warns, and judges nothing that it has not seen."""
     topics = {name: replace(topic, settings=None) for name, topic in as_planned().items()}
     found = worse(judge_kafka(kafka(topics, auto_create=None), WANTS))
-    assert found == dict.fromkeys(("settings of orders", "settings of letters", "auto-creation"), Level.WARNING)
+    untold = [f"settings of {name}" for name in topics]
+    assert found == dict.fromkeys([*untold, "auto-creation"], Level.WARNING)
 
 
 def test_an_old_broker() -> None:

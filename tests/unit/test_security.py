@@ -139,6 +139,8 @@ def test_plaintext_is_found_by_role() -> None:
     assert named["front"] == {"front.http", "front.grpc", "redis.url", "kafka.bootstrap", "product.grpc"}
     assert named["worker"] == {"redis.url", "kafka.bootstrap", "product.grpc", "order.grpc", "dtm.grpc"}
     assert [each.setting for each in plaintext_connections("order", plain)] == ["order.grpc"]
+    letters = {each.setting for each in plaintext_connections("dead_letters", plain)}
+    assert letters == {"redis.url", "kafka.bootstrap", "product.grpc"}  # its HTTP is closed without a token
 
 
 def test_what_is_encrypted_is_not_warned_of() -> None:
@@ -151,7 +153,7 @@ def test_what_is_encrypted_is_not_warned_of() -> None:
         "product": {"database_url": "mysql+asyncmy://u:p@h/db", "database_tls": "verify-identity"},
     }
     secure = Settings.model_validate(values)
-    for role in ("front", "worker", "product", "coordinator"):
+    for role in ("front", "worker", "product", "coordinator", "dead_letters"):
         assert plaintext_connections(role, secure) == [], role
     with_dtm = Settings.model_validate(
         values | {"dtm": {"tls": False}, "product": {**values["product"], "branch_grpc": "h:2", "database_tls": "off"}}
@@ -162,6 +164,8 @@ def test_what_is_encrypted_is_not_warned_of() -> None:
         ("product.branch_grpc", "h:2"),
         ("product.database_url", "h:3306"),
     ]
+    opened = Settings.model_validate(values | {"dead_letters": {"operator_token": "t"}})
+    assert [each.setting for each in plaintext_connections("dead_letters", opened)] == ["dead_letters.http"]
 
 
 def test_a_password_does_not_show() -> None:

@@ -30,6 +30,8 @@ class Fate:
     letter_ms: int
     row: ReservationState | None
     numbered: bool
+    retry_ms: int = 0
+    retry_passed: bool = False
 
 
 FATES = st.lists(
@@ -43,6 +45,8 @@ FATES = st.lists(
         letter_ms=st.sampled_from([0, 200, 400]),
         row=st.sampled_from([None, *ReservationState]),
         numbered=st.booleans(),
+        retry_ms=st.sampled_from([0, 150, 350]),
+        retry_passed=st.booleans(),
     ),
     max_size=8,
 )
@@ -65,6 +69,8 @@ def survivors_of(fates: list[Fate]) -> Survivors:
             entries.append(LedgerEntry(held, 60, 70, fate.entry))  # type: ignore[arg-type]  # pending or parked
         if fate.record_ms:
             traces.published(order, fate.record_ms, passed=fate.passed)
+        if fate.retry_ms:
+            traces.published(order, fate.retry_ms, passed=fate.retry_passed, tier=True)
         if fate.letter_ms:
             traces.buried(order, fate.letter_ms)
         if fate.row is not None:
@@ -77,22 +83,23 @@ def survivors_of(fates: list[Fate]) -> Survivors:
 
 def waits(fate: Fate) -> bool:
     """The rule in words: known to somebody, and not ended. An order past the front that the worker still has in hand,
-    or that it has set aside, was not admitted as far as anybody knows.
+    that waits in a retry topic, or that was set aside, was not admitted as far as anybody knows.
     """
     if fate.row in (ReservationState.SOLD, ReservationState.REJECTED):
         return False
     if fate.entry or fate.row is not None:
         return True
     if fate.numbered:
-        return bool(fate.record_ms or fate.letter_ms)
-    return bool(fate.record_ms and fate.passed and not fate.letter_ms)
+        return bool(fate.record_ms or fate.retry_ms or fate.letter_ms)
+    let_go = (fate.record_ms and fate.passed) or (fate.retry_ms and fate.retry_passed)
+    return bool(let_go and not (fate.retry_ms and not fate.retry_passed) and not fate.letter_ms)
 
 
 def is_aside(fate: Fate) -> bool:
     if fate.row is ReservationState.FROZEN:
         return False
     if fate.letter_ms:
-        return fate.letter_ms >= fate.record_ms
+        return fate.letter_ms >= max(fate.record_ms, fate.retry_ms)
     return fate.entry == "parked"
 
 
@@ -126,7 +133,7 @@ def test_an_order_is_aside_or_due(fates: list[Fate]) -> None:
         assert entry.state == ("parked" if is_aside(fate) else "pending")
         if entry.state == "parked":
             continue
-        if fate.record_ms and not fate.passed:
+        if (fate.record_ms and not fate.passed) or (fate.retry_ms and not fate.retry_passed):
             assert (entry.published_at_ms, entry.due_ms) == (NOW_MS, NOW_MS + LOOK_AFTER_MS)
         else:
             assert (entry.published_at_ms, entry.due_ms) == (60 if fate.entry else 0, NOW_MS)

@@ -1,4 +1,4 @@
-"""What Kafka must be: topics that keep what is not yet consumed, and letters for ever."""
+"""What Kafka must be: topics that keep what is not yet consumed, and what was put off or set aside for ever."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ class KafkaWants:
     record_bytes_max: int
     longest_wait_ms: int  # how long a record may wait before everything that retries it has given up
     embedded: bool = False
+    retry_topics: tuple[str, ...] = ()
 
 
 def judge_kafka(facts: KafkaFacts, wants: KafkaWants) -> list[Finding]:
     findings = [_protocol(facts)]
     if wants.embedded:
         return [*findings, ok("topics", "made by the stand-in on first use, and gone with it")]
-    for name in (wants.topic, wants.dead_letter_topic):
+    for name in (wants.topic, *wants.retry_topics, wants.dead_letter_topic):
         topic = facts.topics.get(name)
         findings += [_missing(name, facts.auto_create)] if topic is None else _topic(name, topic)
-    findings += _retention(facts, wants) + _sizes(facts, wants)
+    findings += _retention(facts, wants) + _sizes(facts, wants) + _left_behind(facts)
     return [*findings, _auto_creation(facts.auto_create)]
 
 
@@ -95,8 +96,11 @@ def _retention(facts: KafkaFacts, wants: KafkaWants) -> list[Finding]:
     findings = []
     if (settings := _settings(facts, wants.topic)) is not None:
         findings.append(_main_retention(wants, settings))
-    if (settings := _settings(facts, wants.dead_letter_topic)) is not None:
-        findings.append(_letters_retention(wants.dead_letter_topic, settings))
+    lost = dict.fromkeys(wants.retry_topics, "orders are deleted while they wait")
+    lost[wants.dead_letter_topic] = "letters are deleted before anyone replays them"
+    for name, what in lost.items():
+        if (settings := _settings(facts, name)) is not None:
+            findings.append(_kept_for_ever(name, settings, what))
     return findings
 
 
@@ -112,30 +116,46 @@ def _main_retention(wants: KafkaWants, settings: Mapping[str, str]) -> Finding:
     return ok(check, kept)
 
 
-def _letters_retention(name: str, settings: Mapping[str, str]) -> Finding:
+def _kept_for_ever(name: str, settings: Mapping[str, str], lost: str) -> Finding:
     limits = {key: _number(settings, key, FOR_EVER) for key in ("retention.ms", "retention.bytes")}
     ends = ", ".join(f"{key}={value}" for key, value in limits.items() if value != FOR_EVER)
     if ends:
-        return problem(f"retention of {name}", f"{ends}: letters are deleted before anyone replays them", CREATE)
+        return problem(f"retention of {name}", f"{ends}: {lost}", CREATE)
     return ok(f"retention of {name}", "for ever")
 
 
 def _sizes(facts: KafkaFacts, wants: KafkaWants) -> list[Finding]:
-    """A letter is its record and the story of its failure: its topic must take more than the record's own does."""
+    """A letter is its record and the story of its failure: its topic must take more than the record's own does. So must
+    the retry topics.
+    """
     main = _settings(facts, wants.topic)
-    letters = _settings(facts, wants.dead_letter_topic)
-    if main is None or letters is None:
+    others = [_settings(facts, name) for name in (*wants.retry_topics, wants.dead_letter_topic)]
+    told = [settings for settings in others if settings is not None]
+    if main is None or not told:
         return []
     default = wants.record_bytes_max + BATCH_OVERHEAD_BYTES
     main_bytes = _number(main, "max.message.bytes", default)
-    letter_bytes = _number(letters, "max.message.bytes", default)
-    found = f"{main_bytes} bytes a record, {letter_bytes} a letter"
+    letter_bytes = min(_number(settings, "max.message.bytes", default) for settings in told)
+    found = f"{main_bytes} bytes a record, {letter_bytes} one that is put off or set aside"
     if letter_bytes < main_bytes + LETTER_BYTES_MAX:
-        return [problem("max.message.bytes", f"{found}: a large record could not be set aside", CREATE)]
+        return [problem("max.message.bytes", f"{found}: a large record could be neither", CREATE)]
     if main_bytes > default:
         remedy = f"set SECKILL__KAFKA__RECORD_BYTES_MAX={main_bytes - BATCH_OVERHEAD_BYTES} (kafka.record_bytes_max)"
         return [problem("max.message.bytes", f"{found}, but we set aside at most {default} bytes", remedy)]
     return [ok("max.message.bytes", found)]
+
+
+def _left_behind(facts: KafkaFacts) -> list[Finding]:
+    """Retry topics of delays that were taken out of the settings while orders waited there."""
+    return [
+        warning(
+            f"topic {name}",
+            f"{records} record(s) that nobody will carry: retry.topic_delays_ms has no delay for it any more",
+            "set the delay again until the topic is empty",
+        )
+        for name, records in facts.left_behind.items()
+        if records
+    ]
 
 
 def _auto_creation(auto_create: bool | None) -> Finding:
