@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 import aiohttp
@@ -57,6 +58,16 @@ async def frozen(role: RoleProcess) -> AsyncIterator[None]:
         role.process.send_signal(signal.SIGCONT)
 
 
+async def until_ready(settings: Settings) -> None:
+    """Until the worker's dependencies have answered it: what is frozen before that is not hung up on, but refused."""
+    async with asyncio.timeout(30), aiohttp.ClientSession() as http:
+        while True:
+            async with http.get(f"http://{settings.worker.ops}/readyz") as response:
+                if response.status == HTTPStatus.OK:
+                    return
+            await asyncio.sleep(0.1)
+
+
 async def until_in_hand(settings: Settings) -> None:
     """Until the worker holds orders that it has fetched and not routed."""
     async with asyncio.timeout(30), aiohttp.ClientSession() as http:
@@ -93,6 +104,7 @@ async def test_a_worker_whose_service_is_frozen_ends_at_its_deadline(side: Side,
                 ([signal.SIGTERM, signal.SIGTERM], TERMINATED, END_S),
                 ([signal.SIGINT, signal.SIGINT], INTERRUPTED, END_S),
             ):
+                await until_ready(settings)
                 async with AsyncExitStack() as restarted:  # last, for it wants to hear product before it serves
                     async with frozen(roles["product"]):
                         accepted |= await order(front, len(accepted) + 1)
