@@ -33,7 +33,7 @@ up: install  ## the embedded pipeline stays up for playing
 	@$(BIN)/seckill up $(ARGS)
 
 test: install  ## every test: unit, contract, integration, end to end, and the mutants; with ARGS="…" pytest alone
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest $(or $(ARGS),--numprocesses auto --dist loadfile)
 	@$(if $(ARGS),true,$(BIN)/python tests/mutants/run.py)
 
 check: install  ## lint, types, import rules, generated code

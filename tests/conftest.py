@@ -6,14 +6,16 @@ servers cannot be had, their half is skipped, and the last lines of the run say 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Generator, Iterator
 
 import pytest
+import structlog
 
 from seckill.embedded import embedded_kafka, embedded_redis
-from tests.servers import Servers, ServersMissing, real_servers
+from tests.servers import Servers, ServersMissing, can_start_twice, real_servers
 from tests.support.histories import register_profiles
 from tests.support.sides import SIDES, Side, embedded_side, real_side
 
@@ -22,6 +24,14 @@ pytest_plugins = ["tests.support.coordinator_fixtures"]
 register_profiles()
 
 MISSING = "real servers are missing"
+
+
+LANES = 2
+"""Test processes side by side, file by file: the tests wait more than they compute. Each has servers of its own."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    return LANES if can_start_twice() else 1
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,6 +54,15 @@ def _side_of(item: pytest.Item) -> str | None:
     """Where a test runs; None for both and for neither."""
     side = item.callspec.params.get("side") if hasattr(item, "callspec") else None
     return side or ("real" if "servers" in getattr(item, "fixturenames", ()) else None)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command that ran in this process has set up logging, on a stream that ends with the test."""
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
+        logging.basicConfig(force=True)
 
 
 @pytest.fixture(scope="session")

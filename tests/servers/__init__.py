@@ -6,6 +6,6 @@ free ports, in temporary folders, and ends with whoever asked for it. Test equip
 
 from tests.servers.addresses import DtmAddress, Servers, ServersMissing
 from tests.servers.databases import fresh_database
-from tests.servers.found import real_servers
+from tests.servers.found import can_start_twice, real_servers
 
-__all__ = ["DtmAddress", "Servers", "ServersMissing", "fresh_database", "real_servers"]
+__all__ = ["DtmAddress", "Servers", "ServersMissing", "can_start_twice", "fresh_database", "real_servers"]

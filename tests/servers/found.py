@@ -24,14 +24,22 @@ DTM = "SECKILL_TEST_DTM"  # gRPC host:port,HTTP host:port
 T = TypeVar("T")
 
 
+def can_start_twice() -> bool:
+    """Whether each of several test processes gets servers of its own."""
+    return not _given() and not compose.engine_answers()
+
+
+def _given() -> list[str]:
+    return [name for name in (KAFKA, REDIS, MARIADB, DTM) if os.environ.get(name)]
+
+
 @contextmanager
 def real_servers() -> Iterator[Servers]:
     """All four, as long as the block runs. Raises ServersMissing, or StartFailed when one is there and does not start.
 
     Compose is asked only when nothing is given; what is not given then runs natively.
     """
-    given = [name for name in (KAFKA, REDIS, MARIADB, DTM) if os.environ.get(name)]
-    if not given and compose.engine_answers():
+    if not _given() and compose.engine_answers():
         with compose.servers() as found:
             yield found
         return

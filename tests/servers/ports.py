@@ -9,12 +9,14 @@ from contextlib import ExitStack
 FIXED_PORTS = range(20_000, 32_000)
 """Below the ports that systems give to clients: nobody's connection takes a server's port while the server is down."""
 
+_random = random.SystemRandom()  # runs side by side must not choose alike, whoever has seeded the common generator
+
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now, and that no outgoing connection will be given."""
     with ExitStack() as held:
         found: list[int] = []
-        for port in random.sample(FIXED_PORTS, 40 * count):
+        for port in _random.sample(FIXED_PORTS, 40 * count):
             if len(found) == count:
                 return found
             probe = held.enter_context(socket.socket())

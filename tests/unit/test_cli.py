@@ -45,7 +45,7 @@ ORDER_ID = "1-0197a2b0c3d47e5f8a9b0c1d2e3f4a5b"
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No settings and no running pipeline of whoever runs the tests."""
     for name in [name for name in os.environ if name.startswith("SECKILL")]:
         monkeypatch.delenv(name)
@@ -53,9 +53,6 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (tmp_path / name).mkdir(mode=0o700)
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("NO_COLOR", "1")
-    yield
-    structlog.reset_defaults()  # commands that ran in this process have set up logging
-    logging.basicConfig(force=True)
 
 
 @pytest.fixture

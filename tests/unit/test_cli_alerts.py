@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 from typer.testing import CliRunner
 
 from seckill.cli.app import app
@@ -19,13 +16,10 @@ TOKEN = "T0kenThatNobodySees"
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No running pipeline of whoever runs the tests."""
     for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME"):
         monkeypatch.setenv(name, str(tmp_path))
-    yield
-    structlog.reset_defaults()  # the command has set up logging
-    logging.basicConfig(force=True)
 
 
 def alerts_test(monkeypatch: pytest.MonkeyPatch, *targets: str) -> tuple[int, str]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-import structlog
 from typer.testing import CliRunner
 
 from seckill.cli.app import app
@@ -23,14 +20,11 @@ ARGUMENTS = [name.replace("_", "-") for name in DATABASES]
 
 
 @pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Databases in a folder of the test's own, and nothing of whoever runs the tests."""
     for name in [name for name in os.environ if name.startswith("SECKILL")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    yield
-    structlog.reset_defaults()
-    logging.basicConfig(force=True)
 
 
 @pytest.fixture
