@@ -16,7 +16,7 @@ import structlog
 
 from seckill.alerts.book import AlertBook, Remembered
 from seckill.alerts.courier import Courier, Patience
-from seckill.alerts.engine import Kind, Message, Pace, Standing, active, last_message, step
+from seckill.alerts.engine import Message, Pace, Standing, active, last_message, step
 from seckill.alerts.findings import Rule, Thresholds
 from seckill.alerts.metrics import ACTIVE, LOOKS, TOLD
 from seckill.alerts.rules import judge
@@ -57,8 +57,7 @@ class AlertWatch:
         self._known: dict[str, Standing] = {}
         self._undelivered: dict[str, frozenset[str]] = {}
         self._unsaved: set[str] = set()
-        self._saving = asyncio.Lock()
-        self._saves: set[asyncio.Task[None]] = set()
+        self._saving: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
 
     async def load(self) -> None:
@@ -88,18 +87,32 @@ class AlertWatch:
                     await self._stopping.wait()
 
     async def deliver(self) -> None:
-        """Brings messages to all targets, until `stop`, and then what still waits once more."""
-        await asyncio.gather(*(courier.run() for courier in self._couriers.values()))
+        """Brings messages to all targets, until `stop`, then what still waits once more, and writes down what arrived.
+
+        Raises an ExceptionGroup of what nobody foresaw: then no target is told any more.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for courier in self._couriers.values():
+                    tasks.create_task(courier.run())
+                await self._stopping.wait()
+            await self._save_soon()
+        finally:
+            if self._saving is not None:
+                self._saving.cancel()
 
     async def once(self) -> tuple[Message, ...]:
         """One look, and the messages that came of it."""
         snapshot = await self._look(self._clock_ms())
         stepped = step(self._known, judge(snapshot, self._thresholds), self._pace, snapshot.at_ms)
         self._remember(stepped.known, stepped.messages)
-        if self._unsaved:
-            await self._save_soon()
+        for message in stepped.messages:  # before it is written down as told: who is cut off in between says it again
+            _log(message)
+        if self._unsaved:  # waits for the database, but not for long: then people are told before it is written down
+            await asyncio.wait({self._save_soon()}, timeout=SAVED_WITHIN_S)
         for message in stepped.messages:
-            self._tell(message)
+            for courier in self._couriers.values():
+                courier.offer(message)
         _show(self._known)
         return stepped.messages
 
@@ -111,53 +124,50 @@ class AlertWatch:
         for message in messages:
             self._undelivered[message.key] = frozenset(self._couriers)
 
-    def _tell(self, message: Message) -> None:
-        """To the log, always, and to the couriers."""
-        finding = message.finding
-        say = log.info if message.kind is Kind.RESOLVED else log.warning
-        say(
-            f"alert_{message.kind}",
-            key=message.key,
-            what=finding.what,
-            count=finding.count,
-            since_ms=message.since_ms,
-            example=finding.example,
-            next=finding.command,
-        )
-        TOLD.labels(finding.rule, message.kind).inc()
-        for courier in self._couriers.values():
-            courier.offer(message)
-
-    async def _taken(self, ident: str, message: Message) -> None:
+    def _taken(self, ident: str, message: Message) -> None:
         standing = self._known.get(message.key)
         if standing is None or last_message(standing).serial != message.serial:
             return  # forgotten, or there is a newer one by now
         self._undelivered[message.key] -= {ident}
         self._unsaved.add(message.key)
-        await self._save()
+        self._save_soon()
 
-    async def _save_soon(self) -> None:
-        """Waits for the database, but not for long: then people are told before it is written down."""
-        saving = asyncio.create_task(self._save(), name="alerts-save")
-        self._saves.add(saving)
-        saving.add_done_callback(self._saves.discard)
-        await asyncio.wait({saving}, timeout=SAVED_WITHIN_S)
+    def _save_soon(self) -> asyncio.Task[None]:
+        """The one task that saves, and what changes meanwhile as well. Whoever does not wait for it is not held up."""
+        if self._saving is None or self._saving.done():
+            self._saving = asyncio.create_task(self._save(), name="alerts-save")
+        return self._saving
 
     async def _save(self) -> None:
-        """What has changed since it was saved last; what cannot be saved now stays for the next time."""
-        async with self._saving:
-            keys, self._unsaved = self._unsaved, set()
+        """Until nothing is unsaved; what cannot be saved now stays for the next time."""
+        while keys := self._unsaved:
+            self._unsaved = set()
             changed = {
                 key: Remembered(standing, self._undelivered[key])
                 for key in keys
                 if (standing := self._known.get(key)) is not None and standing.told
             }
             try:
-                if keys:
-                    await self._book.save(changed, keys - changed.keys())
+                await self._book.save(changed, keys - changed.keys())
             except Exception as error:  # noqa: BLE001 - whatever the driver raises: people are told without it as well
                 self._unsaved |= keys
                 log.warning("alerts_not_saved", error=f"{type(error).__name__}: {error}".partition("\n")[0])
+                return
+
+
+def _log(message: Message) -> None:
+    """A line for each message, whoever else is told."""
+    finding = message.finding
+    log.warning(  # also that it is over: who has been told of the one must be told of the other
+        f"alert_{message.kind}",
+        key=message.key,
+        what=finding.what,
+        count=finding.count,
+        since_ms=message.since_ms,
+        example=finding.example,
+        next=finding.command,
+    )
+    TOLD.labels(finding.rule, message.kind).inc()
 
 
 def _worth(standing: Standing | None) -> Standing | None:

@@ -40,6 +40,7 @@ class Auditor:
             audited=self._newest or Audited(),
             silent={Source.AUDIT.value: self._problem} if self._problem else {},
             unread=frozenset() if known else frozenset({Source.AUDIT}),
+            unasked=frozenset() if known or self._problem else frozenset({Source.AUDIT}),
         )
 
     async def aclose(self) -> None:

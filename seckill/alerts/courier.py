@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -36,8 +36,8 @@ class Patience:
     pause_max_ms: int = 60_000
 
 
-Taken = Callable[[str, Message], Awaitable[None]]
-"""Is told the target's `ident` and the message that it has taken."""
+Taken = Callable[[str, Message], None]
+"""Is told the target's `ident` and the message that it has taken. Keeps no courier waiting."""
 
 
 class Courier:
@@ -84,7 +84,7 @@ class Courier:
             if problem := await self._send(message):
                 await self._not_taken(message, problem)
             else:
-                await self._was_taken(message)
+                self._was_taken(message)
 
     async def _send(self, message: Message) -> str:
         """Empty when it was taken, else what the target, or Apprise for it, says."""
@@ -98,11 +98,11 @@ class Courier:
         finally:
             sending.cancel()
 
-    async def _was_taken(self, message: Message) -> None:
+    def _was_taken(self, message: Message) -> None:
         self._failures = 0
         self._count("delivered")
         self._leave(message)
-        await self._taken(self.target.ident, message)
+        self._taken(self.target.ident, message)
 
     async def _not_taken(self, message: Message, problem: str) -> None:
         """Others are tried before it is tried again: it may be this one that the target does not like."""
@@ -134,7 +134,7 @@ class Courier:
         return random.uniform(0.5, 1.0) * longest_ms / 1_000  # noqa: S311 - a jitter, no secret
 
     def _count(self, result: str) -> None:
-        SENT.labels(self.target.kind, result).inc()
+        SENT.labels(self.target.name, result).inc()
 
     def _tell_waiting(self) -> None:
         WAITING.labels(self.target.name).set(len(self._waiting))

@@ -4,8 +4,11 @@
                              └─ not found for `resolved_after_ms` ─▶ resolved ─▶ … quiet period … ─▶ forgotten
 
 What comes back before it is forgotten has to stay away twice as long as before to be told as resolved: something that
-comes and goes is told a few times, and then stands. What only happened (`Finding.lasts` False) never resolves: it is
-counted, told once, and again after the quiet period if it has happened again.
+comes and goes is told a few times, and then stands. A gap shorter than `resolved_after_ms` does not end the patience:
+what crashes as often as it is started anew is told as well.
+
+What only happened (`Finding.lasts` False) never resolves: it is counted, told once, and again after the quiet period if
+it has happened again, whether or not its source is read by then.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from seckill.alerts.findings import Finding, Judged, Rule
+from seckill.alerts.findings import Finding, Judged
 
 RETURNS_MAX = 30
 """Of a finding, that are counted: by then it has to stay away for a quiet period anyway."""
@@ -104,7 +107,7 @@ def step(known: Mapping[str, Standing], judged: Judged, pace: Pace, now_ms: int)
     messages: list[Message] = []
     for key in [*found, *(key for key in known if key not in found)]:
         before = known.get(key)
-        standing = _looked_at(before, found.get(key), judged.unjudged, pace, now_ms)
+        standing = _looked_at(before, found.get(key), judged, pace, now_ms)
         if standing is None:
             continue
         after[key] = standing
@@ -114,7 +117,7 @@ def step(known: Mapping[str, Standing], judged: Judged, pace: Pace, now_ms: int)
 
 
 def _looked_at(
-    before: Standing | None, finding: Finding | None, unjudged: frozenset[Rule], pace: Pace, now_ms: int
+    before: Standing | None, finding: Finding | None, judged: Judged, pace: Pace, now_ms: int
 ) -> Standing | None:
     """One key; None: forgotten."""
     if finding is not None:
@@ -124,10 +127,10 @@ def _looked_at(
     assert before is not None
     if before.resolved_ms:
         return before if now_ms - before.resolved_ms < pace.quiet_period_ms else None
-    if before.finding.rule in unjudged:
+    if before.finding.lasts and judged.missed(before.finding):
         return replace(before, seen_ms=now_ms)
     if not before.told:
-        return None
+        return before if now_ms - before.seen_ms < pace.resolved_after_ms else None
     return _gone(before, pace, now_ms)
 
 

@@ -69,14 +69,26 @@ class Finding:
 
     @property
     def key(self) -> str:
-        """Visible ASCII, at most KEY_MAX characters: a detail can be a stranger's word."""
-        key = f"{self.rule}:{self.detail}" if self.detail else self.rule.value
-        return _UNFIT.sub("_", key)[:KEY_MAX]
+        return key_of(self.rule, self.detail)
+
+
+def key_of(rule: Rule, detail: str) -> str:
+    """Visible ASCII, at most KEY_MAX characters: a detail can be a stranger's word."""
+    key = f"{rule}:{detail}" if detail else rule.value
+    return _UNFIT.sub("_", key)[:KEY_MAX]
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """`unjudged`: rules whose source was not, or not wholly, read: what they do not find may stand all the same."""
+    """`unjudged`: rules whose source was not, or not wholly, read: what they do not find may stand all the same.
+
+    `unjudged_keys`: single findings of which the same is to be said.
+    """
 
     findings: tuple[Finding, ...]
     unjudged: frozenset[Rule]
+    unjudged_keys: frozenset[str] = frozenset()
+
+    def missed(self, finding: Finding) -> bool:
+        """Whether it may stand although it was not found."""
+        return finding.rule in self.unjudged or finding.key in self.unjudged_keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from seckill.alerts.findings import Finding, Judged, Rule, Thresholds
+from seckill.alerts.findings import Finding, Judged, Rule, Thresholds, key_of
 from seckill.alerts.metric_rules import circuits, contradictions, lost_sales, undecided
 from seckill.alerts.snapshot import Snapshot, Source, TopicLag, Transaction
 
@@ -14,7 +14,7 @@ def judge(snapshot: Snapshot, thresholds: Thresholds) -> Judged:
     """Everything that is wrong."""
     findings = [finding for look in _LOOKS for finding in look(snapshot, thresholds)]
     unjudged = frozenset(rule for rule, source in _SOURCES.items() if source in snapshot.unread)
-    return Judged(tuple(findings), unjudged)
+    return Judged(tuple(findings), unjudged, frozenset(key_of(Rule.SILENT, each) for each in snapshot.unasked))
 
 
 # --- letters ---------------------------------------------------------------------------------------------------------
@@ -29,7 +29,7 @@ def _letters(snapshot: Snapshot, _: Thresholds) -> Iterator[Finding]:
             what=f"{_letters_of(each.count)} for {each.reason}: to be replayed or discarded",
             count=each.count,
             example=each.example,
-            command=f"seckill dlq list --reason {shlex.quote(each.reason)}",
+            command=f"seckill dlq list --state new --reason {shlex.quote(each.reason)}",
             since_ms=each.since_ms,
         )
 
@@ -61,12 +61,23 @@ def _lags(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
         what = f"{_orders(waiting)} waiting in the retry topics (more than {thresholds.retry_backlog_max})"
         yield _behind(Rule.RETRY_BACKLOG, "", what, retry, thresholds)
     for each in snapshot.lag:
-        if not each.is_retry and each.records > thresholds.lag_max:
+        if each.holds_letters and each.records:  # a single one: of what the index does not hold nobody is told
+            what = f"{_letters_of(each.records)} in {each.topic} and not yet in the index"
+            yield _behind(Rule.LAG, each.topic, what, [each], thresholds, command="seckill doctor --problems")
+        elif not (each.is_retry or each.holds_letters) and each.records > thresholds.lag_max:
             what = f"{each.records} records of {each.topic} not yet consumed (more than {thresholds.lag_max})"
             yield _behind(Rule.LAG, each.topic, what, [each], thresholds)
 
 
-def _behind(rule: Rule, detail: str, what: str, lags: Iterable[TopicLag], thresholds: Thresholds) -> Finding:
+def _behind(
+    rule: Rule,
+    detail: str,
+    what: str,
+    lags: Iterable[TopicLag],
+    thresholds: Thresholds,
+    *,
+    command: str = "seckill status",
+) -> Finding:
     lags = list(lags)
     return Finding(
         rule,
@@ -74,7 +85,7 @@ def _behind(rule: Rule, detail: str, what: str, lags: Iterable[TopicLag], thresh
         what=what,
         count=sum(each.records for each in lags),
         example=max(lags, key=lambda each: each.records).topic,
-        command="seckill status",
+        command=command,
         patience_ms=thresholds.lag_patience_ms,
     )
 
@@ -145,7 +156,7 @@ def _silences(snapshot: Snapshot, thresholds: Thresholds) -> Iterator[Finding]:
             what=f"{name} does not answer, so that nobody is told what only it knows: {problem}",
             count=1,
             example=name,
-            command="seckill status",
+            command="seckill audit" if name == Source.AUDIT.value else "seckill status",
             patience_ms=thresholds.silence_patience_ms,
         )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,7 +20,16 @@ from seckill.client import front_url, reason_of
 ANSWER_BYTES_MAX = 16_777_216
 """Of one role's metrics; what comes after is not read."""
 
+RESOLVED_WITHIN_S = 2.0
+"""How long a name server has to tell the addresses of a name."""
+
+KEPT_MAX = 1_000
+"""Processes whose counters are remembered."""
+
 Samples = Mapping[Sample, float]
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+"""The IPv4 addresses of a host's name and port; none when they cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,36 +45,94 @@ class Place:
         return f"{front_url(self.address)}/metrics"
 
 
-class RoleMetrics:
-    """All roles at once. A role that does not answer is told as silent, and the others are read all the same.
+@dataclass(frozen=True, slots=True)
+class Door:
+    """One process behind a place's name. `address`: its own; empty: nobody knows. `url` is asked, as that of `host`."""
 
-    Of a metric that several roles show the highest counts, for gauges and for growth. What a counter had grown by
-    before it was first read is not counted; after a role was started anew, everything since is.
+    place: Place
+    address: str
+    url: str
+    shown: str
+    host: str | None = None  # None: the URL names it already
+
+
+class RoleMetrics:
+    """All roles at once, each process of a role. Who does not answer is told as silent, under the role's name, and the
+    others are read all the same.
+
+    Of a metric that several processes show the highest counts, for gauges and for growth. What a counter had grown by
+    before its role was first read is not counted; after a process was started anew, also at another address, everything
+    since is.
     """
 
-    def __init__(self, places: Sequence[Place], *, tls: ssl.SSLContext | None, within_s: float) -> None:
+    def __init__(
+        self,
+        places: Sequence[Place],
+        *,
+        tls: ssl.SSLContext | None,
+        within_s: float,
+        resolve: Resolve | None = None,
+    ) -> None:
         self._places = places
         self._tls = tls
         self._within_s = within_s
-        self._before: dict[Place, Samples] = {}
+        self._resolve = resolve or addresses_of
+        self._before: dict[tuple[Place, str], Samples] = {}
+        self._known: set[Place] = set()
 
     async def read(self, now_ms: int) -> Snapshot:
         timeout = aiohttp.ClientTimeout(total=self._within_s)
         connector = aiohttp.TCPConnector(ssl=self._tls or True)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
-            answers = await asyncio.gather(*(_ask(session, place) for place in self._places))
+            found = await asyncio.gather(*(doors_of(place, self._resolve) for place in self._places))
+            doors = [door for each in found for door in each]
+            answers = await asyncio.gather(*(_ask(session, door) for door in doors))
         silent: dict[str, str] = {}
         gauges: dict[Sample, float] = {}
         grown: dict[Sample, float] = {}
-        for place, answer in zip(self._places, answers, strict=True):
+        for door, answer in zip(doors, answers, strict=True):
             if isinstance(answer, str):
-                silent[place.name] = answer
+                silent[door.place.name] = answer
                 continue
             _highest(gauges, {each: value for each, value in answer.items() if each[0] in WATCHED_GAUGES})
-            _highest(grown, growth(self._before.get(place), answer))
-            self._before[place] = answer
+            _highest(grown, self._grown(door, answer))
+        self._known |= {door.place for door, answer in zip(doors, answers, strict=True) if not isinstance(answer, str)}
         unread = frozenset({Source.ROLES}) if silent else frozenset()
         return Snapshot(now_ms, roles=Roles(gauges, grown), silent=silent, unread=unread)
+
+    def _grown(self, door: Door, now: Samples) -> Samples:
+        at = door.place, door.address
+        before = self._before.pop(at, {} if door.address and door.place in self._known else None)
+        self._before[at] = now
+        if len(self._before) > KEPT_MAX:
+            del self._before[next(iter(self._before))]
+        return growth(before, now)
+
+
+async def doors_of(place: Place, resolve: Resolve) -> list[Door]:
+    """Each address of a name that has several, as that of a role that runs more than once; else the name itself."""
+    parts = urlsplit(place.url)
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    addresses = sorted(set(await resolve(host, port)))
+    if len(addresses) < 2:
+        return [Door(place, next(iter(addresses), ""), place.url, place.address)]
+    ends = {each: f"{each}:{port}" for each in addresses}
+    return [
+        Door(place, each, urlunsplit(parts._replace(netloc=end)), f"{place.address} ({end})", host)
+        for each, end in ends.items()
+    ]
+
+
+async def addresses_of(host: str, port: int) -> Sequence[str]:
+    """As the system resolves it. IPv4 alone: of a process with an address of each kind one must do."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(RESOLVED_WITHIN_S):
+            found = await loop.getaddrinfo(host, port, family=socket.AF_INET, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # whoever asks the name is told what is wrong with it
+        return []
+    return [str(address[0]) for *_, address in found]
 
 
 def growth(before: Samples | None, now: Samples) -> Samples:
@@ -94,19 +163,20 @@ def _highest(into: dict[Sample, float], found: Samples) -> None:
         into[each] = max(value, into.get(each, value))
 
 
-async def _ask(session: aiohttp.ClientSession, place: Place) -> Samples | str:
+async def _ask(session: aiohttp.ClientSession, door: Door) -> Samples | str:
     """The samples, or what is wrong."""
+    headers = {"Host": urlsplit(door.place.url).netloc} if door.host else None
     try:
-        async with session.get(place.url) as response:
-            if place.dispensable and response.status == HTTPStatus.NOT_FOUND:
+        async with session.get(door.url, headers=headers, server_hostname=door.host) as response:
+            if door.place.dispensable and response.status == HTTPStatus.NOT_FOUND:
                 return {}
             if response.status != HTTPStatus.OK:
-                return f"{place.address} answers HTTP {response.status}"
+                return f"{door.shown} answers HTTP {response.status}"
             return samples_of(await _text(response))
     except (aiohttp.ClientError, TimeoutError) as error:
-        return f"{place.address}: {reason_of(error)}"
+        return f"{door.shown}: {reason_of(error)}"
     except ValueError as error:
-        return f"{place.address}: no metrics: {error}"
+        return f"{door.shown}: no metrics: {error}"
 
 
 async def _text(response: aiohttp.ClientResponse) -> str:

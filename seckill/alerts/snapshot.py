@@ -33,17 +33,18 @@ class OpenLetters:
 @dataclass(frozen=True, slots=True)
 class Letters:
     open: tuple[OpenLetters, ...] = ()
-    last_minute: int = 0  # letters whose last failure is not older
+    last_minute: int = 0  # letters whose last failure lies within it
     newest: str = ""  # order id or number of the newest one
 
 
 @dataclass(frozen=True, slots=True)
 class TopicLag:
-    """Records of a topic that its group has not committed."""
+    """Records of a topic that its group has not committed. `holds_letters`: the group is that of their index."""
 
     topic: str
     records: int
     is_retry: bool = False
+    holds_letters: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ class Audited:
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """`silent`: who did not answer, with what is wrong, by a name for people; `unread`: the sources of which nothing or
-    only a part could be read, so that what is missing in them may stand all the same.
+    only a part could be read, so that what is missing in them may stand all the same; `unasked`: those that nobody has
+    asked yet, so that nobody knows whether they would answer.
     """
 
     at_ms: int
@@ -100,3 +102,4 @@ class Snapshot:
     audited: Audited = Audited()
     silent: Mapping[str, str] = field(default_factory=dict)
     unread: frozenset[Source] = frozenset()
+    unasked: frozenset[Source] = frozenset()

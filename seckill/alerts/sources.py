@@ -47,6 +47,7 @@ class Sources:
             audited=by_source.get(Source.AUDIT, empty).audited,
             silent={name: problem for part in parts for name, problem in part.silent.items()},
             unread=missing.union(*(part.unread for part in parts)),
+            unasked=frozenset[Source]().union(*(part.unasked for part in parts)),
         )
         self._note(seen.silent)
         return seen

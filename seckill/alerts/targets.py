@@ -11,7 +11,7 @@ import logging
 import re
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote
 
@@ -37,13 +37,10 @@ class UnknownTarget(Exception):
 
 
 class Target(Protocol):
-    """`name` and `kind` hold no secret; `ident` is the same as long as the URL is."""
+    """`name` holds no secret; `ident` is the same as long as the URL is."""
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def kind(self) -> str: ...
 
     @property
     def ident(self) -> str: ...
@@ -55,10 +52,9 @@ class Target(Protocol):
 @dataclass(frozen=True, slots=True)
 class AppriseTarget:
     name: str
-    kind: str
     ident: str
-    _service: NotifyBase
-    _secrets: frozenset[str]
+    _service: NotifyBase = field(repr=False)
+    _secrets: frozenset[str] = field(repr=False)
 
     def send(self, message: Message) -> str:
         with _HEARD.listening() as heard:
@@ -87,7 +83,7 @@ def open_targets(urls: Sequence[str]) -> list[AppriseTarget]:
         kind = re.match(r"[a-z0-9]*", url.lower())
         assert kind is not None
         ident = hashlib.sha256(url.encode()).hexdigest()[:IDENT_LENGTH]
-        targets.append(AppriseTarget(f"{kind[0]} #{number}", kind[0], ident, service, secrets_of(url)))
+        targets.append(AppriseTarget(f"{kind[0]} #{number}", ident, service, secrets_of(url)))
     return targets
 
 

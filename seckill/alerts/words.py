@@ -10,6 +10,9 @@ from seckill.alerts.findings import Finding, Rule
 WHAT_MAX = 600
 """Characters of what is wrong; chats cut long messages, and the command to run comes after it."""
 
+LATEST_MS = 253_402_300_799_000
+"""The last second of the year 9999."""
+
 _HEADLINES = {Kind.RAISED: "", Kind.REPEATED: "still: ", Kind.RESOLVED: "resolved: "}
 
 
@@ -19,18 +22,16 @@ def title(message: Message) -> str:
 
 
 def body(message: Message) -> str:
-    """What, since when, how many, an example, and what to run next."""
-    finding = message.finding
-    lines = [_cut(finding.what)]
+    """What, since when, how many, an example, and what to run next; of what is over, what was so and for how long."""
+    finding, since = message.finding, _moment(message.since_ms)
+    example = [f"example: {finding.example}"] if finding.example and finding.example != "-" else []
     if message.kind is Kind.RESOLVED:
-        lines += [f"was so from {_moment(message.since_ms)} to {_moment(message.at_ms)}"]
-    else:
-        lines += [f"since: {_moment(message.since_ms)} ({_length(message.at_ms - message.since_ms)})"]
-    if finding.count:
-        lines += [f"how many: {finding.count}"]
-    if finding.example and finding.example != "-":
-        lines += [f"example: {finding.example}"]
-    return "\n".join([*lines, f"next: {finding.command}"])
+        lines = [f"no longer so: {_cut(finding.what)}", f"it was from {since} to {_moment(message.at_ms)}"]
+        count = [f"how many, at last: {finding.count}"] if finding.count else []
+        return "\n".join([*lines, *count, *example])
+    lines = [_cut(finding.what), f"since: {since} ({_length(message.at_ms - message.since_ms)})"]
+    count = [f"how many: {finding.count}"] if finding.count else []
+    return "\n".join([*lines, *count, *example, f"next: {finding.command}"])
 
 
 def test_message(now_ms: int) -> Message:
@@ -42,7 +43,8 @@ def test_message(now_ms: int) -> Message:
 
 
 def _moment(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="seconds")
+    """The nearest one that a calendar has: a letter's times can be a stranger's numbers."""
+    return datetime.fromtimestamp(min(max(at_ms, 0), LATEST_MS) / 1000, UTC).isoformat(timespec="seconds")
 
 
 def _length(milliseconds: int) -> str:

@@ -22,9 +22,15 @@ commands = typer.Typer(
     invoke_without_command=True,
     help="""Run alerts: tells people, once and clearly, what does not heal by itself.
 
-Until SIGTERM or Ctrl-C. Every alert is a line of the log, and a message to
-each of alerts.targets (Apprise URLs). A target that is down is tried again,
-and keeps nobody waiting.
+Until SIGTERM or Ctrl-C. Looks every alerts.every_ms at the index of dead
+letters, the lag of the consumers and retry topics, transactions that do
+not end, and the metrics of every role; audits every alerts.audit_every_ms.
+Who does not answer is told as well.
+
+Every alert is a line of the log, and a message to each of alerts.targets
+(Apprise URLs). A target that is down is tried again, and keeps nobody
+waiting. What was told is kept in the dead-letter database, which has to be
+there at start (dead_letters.database_url).
 
 Examples:
 

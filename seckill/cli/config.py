@@ -23,7 +23,8 @@ Examples:
 def check(context: typer.Context, as_json: JsonOption = False) -> None:
     """Print the effective settings as TOML, secrets masked; name every wrong one and exit with 2.
 
-    Certificate files that the settings name are read and checked as well.
+    Certificate files that the settings name are read and checked as well, and
+    the URLs of alerts.targets, of which none is shown or sent anything.
 
     Precedence: SECKILL__SECTION__KEY variables, then the file of --config or
     SECKILL_CONFIG, then the defaults.
@@ -38,6 +39,10 @@ def check(context: typer.Context, as_json: JsonOption = False) -> None:
 
     settings = role_settings(context)
     check_files(settings)
+    if settings.alerts.targets:
+        from seckill.wiring.alerts import open_targets
+
+        open_targets(settings.alerts)
     effective = document(settings)
     if as_json:
         print_json(effective)

@@ -35,6 +35,7 @@ from seckill.settings import (
     NO_TLS,
     OrderSettings,
     ProductSettings,
+    RetrySettings,
     Settings,
     TlsSettings,
     variable,
@@ -171,10 +172,15 @@ async def _kafka(settings: Settings) -> list[Finding]:
 
 def longest_wait_ms(settings: Settings) -> int:
     """How long an order may be under way: all its attempts, a while in the ledger, as long as its result is kept."""
-    delays_ms = settings.retry.topic_delays_ms
-    attempts_ms = (1 + len(delays_ms)) * settings.retry.attempts_max * settings.retry.cap_ms
-    attempts_ms += sum(delays_ms) * 6 // 5  # no record waits longer than that for its delay
-    return max(attempts_ms + 10 * settings.ledger.republish_after_ms, settings.ledger.result_ttl_s * 1000)
+    republished_ms = 10 * settings.ledger.republish_after_ms
+    return max(longest_retry_ms(settings.retry) + republished_ms, settings.ledger.result_ttl_s * 1000)
+
+
+def longest_retry_ms(retry: RetrySettings) -> int:
+    """How long an order that fails again and again takes to its letter: all its attempts, and the waits between."""
+    delays_ms = retry.topic_delays_ms
+    attempts_ms = (1 + len(delays_ms)) * retry.attempts_max * retry.cap_ms
+    return attempts_ms + sum(delays_ms) * 6 // 5  # no record waits longer than that for its delay
 
 
 async def _redis(settings: Settings) -> list[Finding]:

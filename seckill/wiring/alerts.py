@@ -26,6 +26,7 @@ from seckill.audit.rules import Verdict
 from seckill.audit.stores import open_stores
 from seckill.client import front_url
 from seckill.clients import open_dtm
+from seckill.doctor.examine import longest_retry_ms
 from seckill.doctor.start import opening_database, require_database
 from seckill.draining import Drain
 from seckill.dtm.database import create_engine, session_factory
@@ -34,18 +35,18 @@ from seckill.messaging.retry_topics import retry_tiers
 from seckill.ops import Readiness, serve_ops
 from seckill.schema import require
 from seckill.security import database_context, front_context
-from seckill.settings import AlertSettings, Settings, SettingsError
+from seckill.settings import AlertSettings, RetrySettings, Settings, SettingsError
 from seckill.wiring.role import Role
 
 READ_WITHIN_S = 10.0
 """What a source has for its part of a look."""
 
-KAFKA_WITHIN_MS = 4_000
-"""What each of the two questions to Kafka has of that."""
+KAFKA_WITHIN_MS = 3_000
+"""What each of the three questions to Kafka has of that: one for each group."""
 
 AUDIT_WITHIN_S = 900.0
 AUDIT_PAUSE_S = 2.0
-SLOW_AFTER_MS = 300_000
+SLOW_AFTER_MS_MIN = 300_000
 RESULTS_AT_ONCE = 50_000
 """As `seckill audit`; of what buyers are told, one audit compares so much, and the next one goes on there."""
 
@@ -66,6 +67,11 @@ def thresholds_of(settings: AlertSettings) -> Thresholds:
         branch_attempts_max=settings.branch_attempts_max,
         stuck_after_ms=settings.stuck_after_ms,
     )
+
+
+def slow_after_ms(retry: RetrySettings) -> int:
+    """From when on a pending order is told as slow: not while it only waits for its next attempt."""
+    return max(SLOW_AFTER_MS_MIN, longest_retry_ms(retry))
 
 
 def metrics_places(settings: Settings) -> list[Place]:
@@ -102,7 +108,7 @@ async def open_sources(settings: Settings, sessions: async_sessionmaker[AsyncSes
     async def audited() -> Verdict:
         async with open_stores(settings) as stores:
             await stores.admission.sales.check()
-            return await audit(stores, scope, pause_s=AUDIT_PAUSE_S, slow_after_ms=SLOW_AFTER_MS)
+            return await audit(stores, scope, pause_s=AUDIT_PAUSE_S, slow_after_ms=slow_after_ms(settings.retry))
 
     every_ms = settings.alerts.audit_every_ms
     auditor = Auditor(audited, every_ms=every_ms, within_s=AUDIT_WITHIN_S, clock_ms=clock_ms)
@@ -153,9 +159,11 @@ async def open_alerts(settings: Settings, drain: Drain | None = None) -> AsyncIt
         ops = await stack.enter_async_context(serve_ops(settings.alerts.ops, readiness, drain))
         looking = asyncio.create_task(watch.run(), name="alerts")
         delivering = asyncio.create_task(watch.deliver(), name="alerts-delivery")
+        either = asyncio.create_task(_first_to_end(looking, delivering), name="alerts-either")
         try:
-            yield Role("alerts", {"alerts.ops": ops}, drain, looking)
+            yield Role("alerts", {"alerts.ops": ops}, drain, either)
         finally:
+            either.cancel()
             drain.begin()
             watch.stop()
             looking.cancel()  # it may be cut off anywhere: the next look sees what this one would have
@@ -164,6 +172,13 @@ async def open_alerts(settings: Settings, drain: Drain | None = None) -> AsyncIt
                 task.cancel()
             if unfinished:
                 await asyncio.wait(unfinished)
+
+
+async def _first_to_end(*tasks: asyncio.Task[None]) -> None:
+    """Ends as the first of them does."""
+    ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in ended:
+        task.result()
 
 
 def _watch(settings: AlertSettings, sources: Sources, book: AlertBook, targets: Sequence[AppriseTarget]) -> AlertWatch:

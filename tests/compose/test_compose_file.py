@@ -102,7 +102,8 @@ def test_nothing_starts_before_what_it_needs(services: Json) -> None:
     assert needs["worker"] >= {"topics", "kafka", "redis", "dtm", "product", "order"}
     assert needs["dead-letters"] == needs["worker"] | {"schema", "mariadb"}
     assert needs["front"] == (needs["worker"] | {"worker"}) - {"coordinator"}
-    assert needs["alerts"] == {"front", "reconcile", "dead-letters"}
+    assert needs["alerts"] == {"schema", "mariadb"}  # none of those that it watches
+    assert needs["cli"] == needs["demo"] == {"front"}
     for name, spec in services.items():
         for other, depends in spec.get("depends_on", {}).items():
             expected = "service_completed_successfully" if other in ONE_SHOT else "service_healthy"

@@ -74,7 +74,14 @@ def test_patience_comes_before_the_first_message() -> None:
     """What has to stand for a time is not told before, and never if it went away until then."""
     slow = replace(FINDING, patience_ms=100)
     assert times(played([Look(0, slow), Look(99, slow), Look(100, slow)])) == [(RAISED, 100)]
-    assert times(played([Look(0, slow), gone(50), Look(60, slow), Look(159, slow)])) == []
+    assert times(played([Look(0, slow), gone(50), gone(100), Look(110, slow), Look(209, slow)])) == []
+
+
+def test_what_comes_and_goes_from_the_start_is_told() -> None:
+    """A gap too short to be resolved does not begin the patience anew: what crashes at each start is told."""
+    slow = replace(FINDING, patience_ms=100)
+    looks = [look for at_ms in range(0, 200, 50) for look in (Look(at_ms, slow), gone(at_ms + 40))]
+    assert times(played(looks)) == [(RAISED, 100)]
 
 
 def test_what_comes_back_is_news_and_has_to_stay_away_longer() -> None:
@@ -103,6 +110,22 @@ def test_what_only_happens_is_counted_and_never_resolved() -> None:
     told = played(looks)
     assert times(told) == [(RAISED, 0), (REPEATED, 1_000)]
     assert [message.finding.count for message in told] == [2, 4]
+
+
+def test_what_has_happened_is_told_though_its_source_is_silent() -> None:
+    """Whoever is silent keeps no event back that others have counted: it is told at the end of the quiet period."""
+    event = replace(FINDING, lasts=False, count=2)
+    looks = [Look(0, event), Look(20, event), *(unread(at_ms) for at_ms in range(30, 1_100, 50))]
+    assert times(played(looks)) == [(RAISED, 0), (REPEATED, 1_030)]
+
+
+def test_a_single_finding_can_be_unjudged() -> None:
+    """A finding of which nobody can say whether it stands does, and others of its rule are judged."""
+    other = replace(FINDING, detail="letters")
+    first = step({}, Judged((FINDING, other), frozenset()), PACE, 0)
+    nothing = Judged((), frozenset(), unjudged_keys=frozenset({other.key}))
+    second = step(first.known, nothing, PACE, 100)
+    assert [(message.kind, message.key) for message in second.messages] == [(RESOLVED, "lag:orders")]
 
 
 def test_findings_of_one_look_do_not_touch_each_other() -> None:

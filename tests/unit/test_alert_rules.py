@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 
 import pytest
 
-from seckill.alerts.audits import audited
+from seckill.alerts.audits import Auditor, audited
 from seckill.alerts.engine import Kind, Message
 from seckill.alerts.findings import Finding, Rule, Thresholds
 from seckill.alerts.rules import judge
@@ -26,6 +27,8 @@ from seckill.alerts.snapshot import (
 from seckill.alerts.words import body, title
 from seckill.audit.rules import Breach, Invariant, Verdict
 from seckill.audit.rules import Kind as Of
+from seckill.settings import RetrySettings
+from seckill.wiring.alerts import slow_after_ms
 
 NOW = 1_700_000_000_000
 THRESHOLDS = Thresholds(
@@ -47,7 +50,11 @@ def test_a_pipeline_at_rest_finds_nothing() -> None:
     at_rest = Snapshot(
         NOW,
         letters=Letters((), last_minute=10),
-        lag=(TopicLag("orders", 1_000), TopicLag("orders-retry-0", 100, is_retry=True)),
+        lag=(
+            TopicLag("orders", 1_000),
+            TopicLag("orders-retry-0", 100, is_retry=True),
+            TopicLag("letters", 0, holds_letters=True),
+        ),
         transactions=(Transaction("g", "submitted", NOW - 59_999, failed_calls=5),),
         roles=Roles(gauges, {("seckill_reconciled_total", (("what", "settled"),)): 7.0}),
     )
@@ -59,7 +66,7 @@ def test_a_pipeline_at_rest_finds_nothing() -> None:
     [
         (
             Snapshot(NOW, letters=Letters((OpenLetters("UNREADABLE", 1, NOW - 9, "17"),), 1, "17")),
-            "letters:UNREADABLE", 1, "17", "seckill dlq list --reason UNREADABLE",
+            "letters:UNREADABLE", 1, "17", "seckill dlq list --state new --reason UNREADABLE",
         ),
         (
             Snapshot(NOW, letters=Letters((), last_minute=11, newest="7-ab")),
@@ -70,6 +77,10 @@ def test_a_pipeline_at_rest_finds_nothing() -> None:
             "retry_backlog", 101, "r-0", "seckill status",
         ),
         (Snapshot(NOW, lag=(TopicLag("orders", 1_001),)), "lag:orders", 1_001, "orders", "seckill status"),
+        (
+            Snapshot(NOW, lag=(TopicLag("letters", 1, holds_letters=True),)),
+            "lag:letters", 1, "letters", "seckill doctor --problems",
+        ),
         (
             Snapshot(NOW, transactions=(Transaction("g1", "submitted", NOW, 6), Transaction("g2", "aborting", NOW, 7))),
             "branch_repeated", 2, "g2 (aborting)", "seckill tx show g2",
@@ -110,6 +121,7 @@ def test_a_pipeline_at_rest_finds_nothing() -> None:
             "slow_orders", 2, "7-ab", "seckill order show 7-ab",
         ),
         (Snapshot(NOW, silent={"Kafka": "no answer"}), "silent:Kafka", 1, "Kafka", "seckill status"),
+        (Snapshot(NOW, silent={"the audit": "no answer"}), "silent:the_audit", 1, "the audit", "seckill audit"),
     ],
 )  # fmt: skip
 def test_a_finding_says_how_many_which_and_what_to_run(
@@ -128,6 +140,30 @@ def test_what_was_not_read_is_not_judged() -> None:
         Rule.CIRCUIT_OPEN, Rule.CONTRADICTION, Rule.UNDECIDED, Rule.LOST_SALES, Rule.AUDIT, Rule.SLOW_ORDERS
     }  # fmt: skip
     assert judge(Snapshot(NOW, unread=frozenset(Source)), THRESHOLDS).unjudged == set(Rule) - {Rule.SILENT, Rule.TEST}
+
+
+async def test_an_audit_that_was_never_made_has_not_recovered() -> None:
+    """Until the first audit has ended nobody knows whether one can be made: that it cannot stands, if it was told."""
+
+    async def fails() -> Verdict:
+        raise RuntimeError("no stores")
+
+    auditor = Auditor(fails, every_ms=10, within_s=1, clock_ms=lambda: NOW)
+    for at_ms in (NOW, NOW + 10):
+        before = await auditor.read(at_ms)
+        assert judge(before, THRESHOLDS).unjudged_keys == {"silent:the_audit"}
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    after = await auditor.read(NOW + 11)
+    assert (after.silent, after.unasked) == ({"the audit": "no stores"}, frozenset())
+    await auditor.aclose()
+
+
+def test_an_order_that_waits_for_its_next_attempt_is_not_slow() -> None:
+    """Slow begins where the last attempt ends at the latest, and not before five minutes."""
+    waits = RetrySettings(attempts_max=3, cap_ms=2_000, topic_delays_ms=(10_000, 600_000))
+    assert slow_after_ms(waits) == 3 * 3 * 2_000 + 732_000
+    assert slow_after_ms(RetrySettings(topic_delays_ms=())) == 300_000
 
 
 def test_a_strangers_word_is_no_command() -> None:
@@ -212,4 +248,16 @@ def test_a_message_says_it_all() -> None:
     ]
     resolved = Message(Kind.RESOLVED, finding, since_ms=NOW - 90_000, at_ms=NOW, number=1)
     assert title(resolved) == "seckill resolved: stuck"
-    assert "was so from 2023-11-14T22:11:50+00:00 to 2023-11-14T22:13:20+00:00" in body(resolved)
+    assert body(resolved).splitlines() == [
+        "no longer so: 2 transactions",
+        "it was from 2023-11-14T22:11:50+00:00 to 2023-11-14T22:13:20+00:00",
+        "how many, at last: 2",
+        "example: g",
+    ]
+
+
+@pytest.mark.parametrize(("since_ms", "shown"), [(10**18, "9999-12-31T23:59:59"), (-(10**18), "1970-01-01T00:00:00")])
+def test_a_time_that_no_calendar_has_is_told_as_the_nearest(since_ms: int, shown: str) -> None:
+    """A stranger's record can name any number as its time; what it says is told all the same."""
+    finding = Finding(Rule.LETTERS, "FOREIGN", what="1 record", count=1, example="1", command="seckill dlq list")
+    assert f"since: {shown}+00:00" in body(Message(Kind.RAISED, finding, since_ms=since_ms, at_ms=NOW, number=1))

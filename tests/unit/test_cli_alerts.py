@@ -42,6 +42,15 @@ def test_a_wrong_target_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> N
     assert "alerts.targets, number 2" in said
 
 
+def test_a_wrong_target_is_found_with_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checking the settings finds a URL that no service has, and shows none."""
+    monkeypatch.setenv("SECKILL__ALERTS__TARGETS", json.dumps([f"json://127.0.0.1/{TOKEN}", f"slack://{TOKEN}"]))
+    ended = CliRunner().invoke(app, ["config", "check"])
+    assert ended.exit_code == USAGE
+    assert "alerts.targets, number 2" in ended.output
+    assert TOKEN not in ended.output
+
+
 def test_a_target_that_does_not_take_it_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each target is told with what went wrong, and one that has not taken the message makes the command fail."""
     with socket.socket() as bound:  # and does not listen
