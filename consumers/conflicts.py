@@ -11,7 +11,7 @@ from seckill.admission.ledger import Ledger
 from seckill.domain.errors import OrderIdReused
 from seckill.domain.order import Order
 from seckill.messaging.dead_letters import DeadLetters, Letter
-from seckill.messaging.envelope import Record, encode
+from seckill.messaging.envelope import ORIGIN_HEADER, Record, encode
 
 log = structlog.get_logger()
 
@@ -37,5 +37,7 @@ class Conflicts:
         await self._ledger.park(orders)
 
     def _record(self, order: Order) -> Record:
+        """It names the ledger entry for where it arrived, so that a letter that is written twice is one letter."""
         place = (self._topic, NOWHERE, NOWHERE, order.admitted_at_ms)
-        return Record(*place, key=order.order_id.encode(), value=encode(order))
+        arrived = (ORIGIN_HEADER, f"ledger-{order.order_id}/0/0/{order.admitted_at_ms}".encode())
+        return Record(*place, key=order.order_id.encode(), value=encode(order), headers=(arrived,))

@@ -20,9 +20,11 @@ from prometheus_client import Counter
 
 from seckill.dlq.desk import LetterDesk
 from seckill.dlq.index import Taken
+from seckill.dlq.model import Done
 from seckill.domain.errors import ConsumerEnded, SeckillError
 from seckill.messaging.delivery import record_of
 from seckill.messaging.envelope import Record
+from seckill.messaging.fetching import fetch
 
 log = structlog.get_logger()
 
@@ -91,7 +93,8 @@ class LetterKeeper:
     # --- the index ---------------------------------------------------------------------------------------------------
 
     async def _index_once(self) -> None:
-        batches = await self._consumer.getmany(timeout_ms=self._limits.poll_timeout_ms, max_records=RECORDS_MAX)
+        came = await fetch(self._consumer, timeout_ms=self._limits.poll_timeout_ms, max_records=RECORDS_MAX)
+        batches = came.batches  # what cannot be read at all is no letter, and has been told in the log
         fetched = [record for batch in batches.values() for record in batch]
         if not fetched:
             return
@@ -142,9 +145,7 @@ class LetterKeeper:
             log.exception("look_after_letters_failed", look=name)  # the loop must outlive what nobody foresaw
 
     async def _resume(self) -> None:
-        for done in await self._desk.resume(idle_ms=self._limits.resumed_after_ms):
-            RESUMED.inc()
-            log.info("letter_resumed", letter_id=done.letter.letter_id, what=done.what)
+        await self._desk.resume(idle_ms=self._limits.resumed_after_ms, told=_note_resumed)
 
     async def _resolve(self) -> None:
         ENDED.inc(await self._desk.resolve())
@@ -154,3 +155,8 @@ class LetterKeeper:
             async with asyncio.timeout(limit_ms / 1_000):
                 await self._stopping.wait()
         return self._stopping.is_set()
+
+
+def _note_resumed(done: Done) -> None:
+    RESUMED.inc()
+    log.info("letter_resumed", letter_id=done.letter.letter_id, what=done.what)

@@ -12,8 +12,8 @@ from enum import Enum
 from seckill.admission.keys import sale_keys
 from seckill.admission.ledger import Ledger
 from seckill.admission.link import RedisLink, load_script
-from seckill.domain.order import Order
-from seckill.domain.outcomes import Confirmed, Rejected
+from seckill.domain.order import Order, OrderId
+from seckill.domain.outcomes import Confirmed, OrderStatus, Rejected
 from seckill.settings import LedgerSettings
 
 
@@ -52,6 +52,11 @@ class ParkedOrders:
         keys = sale_keys(placed.product_id, placed.sale_id)
         names = [keys.ledger, keys.due, keys.ages, keys.parked]
         await self._link.one(load_script("unpark").call(names, [self._look_after_ms, placed.order_id]))
+
+    async def set_aside(self, orders: Sequence[Order]) -> frozenset[OrderId]:
+        """Which of them the ledger has among the parked entries."""
+        known = await self._ledger.results([order.order_id for order in orders])
+        return frozenset(order_id for order_id, told in known.items() if told.status is OrderStatus.DELAYED)
 
     async def settle(self, ended: Sequence[tuple[Order, Confirmed | Rejected]]) -> None:
         """As the ledger does."""

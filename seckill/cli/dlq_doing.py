@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from seckill.dlq.model import By, Considered, Done, Filter, Letter
     from seckill.settings import Settings
 
-LOOK_EVERY_S = 0.3
+LOOK_EVERY_S = 1.0
 """Between two looks after the ends of replayed orders."""
 
 
@@ -91,23 +91,35 @@ async def replayed(settings: Settings, asked: Asked, edit: bytes | None, *, forc
     return _report(work, asked, waited=wait_s > 0)
 
 
-async def discarded(settings: Settings, asked: Asked) -> int:
+async def discarded(settings: Settings, asked: Asked, *, force: bool) -> int:
     """Discards what is asked for, or says what that would do; the exit code."""
     from seckill.dlq.batch import discardable
 
     async with open_desk(settings) as desk:
-        considered = [discardable(each) for each in await letters_of(desk, asked.target)]
+        considered = [discardable(each, force=force) for each in await letters_of(desk, asked.target)]
         if asked.by is None:
             return _dry(considered, asked, verb="discarded")
         work, by = _work_of(considered), asked.by
         with _told_when_cut_short(work, "discarded"):
-            await _do(work, lambda letter: desk.discard(letter, by), asked, "discarded")
+            await _do(work, lambda letter: desk.discard(letter, by, force=force), asked, "discarded")
     return _report(work, asked, waited=False)
 
 
-async def resumed(settings: Settings, *, as_json: bool) -> None:
-    async with open_desk(settings) as desk:
-        done = await desk.resume()
+async def resumed(settings: Settings, *, as_json: bool) -> int:
+    """Finishes what was begun; the exit code. When a store fails in between, what was finished is told all the same."""
+    done: list[Done] = []
+    try:
+        async with open_desk(settings) as desk:
+            await desk.resume(told=done.append)
+    except BaseException:
+        if done:
+            _tell_resumed(done, as_json=as_json)
+        raise
+    _tell_resumed(done, as_json=as_json)
+    return FAILED if any(each.refused for each in done) else OK
+
+
+def _tell_resumed(done: Sequence[Done], *, as_json: bool) -> None:
     if as_json:
         print_json(_document(done))
     elif done:
@@ -135,19 +147,16 @@ async def _do(work: _Work, one: Callable[[Letter], Awaitable[Done]], asked: Aske
 
 async def _wait_for_ends(desk: LetterDesk, work: _Work, wait_s: float) -> None:
     """Until every replayed order has ended or come back, or the time is up; `work.done` has the letters as they are."""
-    from seckill.dlq.batch import all_of
-    from seckill.dlq.model import Filter, LetterState
-
     waiting = {each.letter.letter_id: index for index, each in enumerate(work.done) if _under_way(each)}
     until = time.monotonic() + wait_s
     with _bar("ended", len(waiting)) as advance:
         while waiting and time.monotonic() < until:
             await desk.resolve()
-            still = {each.letter_id for each in await all_of(desk, Filter(states=frozenset({LetterState.REPLAYING})))}
-            for letter_id in waiting.keys() - still:
-                index = waiting.pop(letter_id)
-                work.done[index] = replace(work.done[index], letter=await desk.get(str(letter_id)))
-                advance()
+            for letter in await desk.look_at(waiting.keys()):
+                if letter.state.value != State.REPLAYING:
+                    index = waiting.pop(letter.letter_id)
+                    work.done[index] = replace(work.done[index], letter=letter)
+                    advance()
             if waiting:
                 await asyncio.sleep(LOOK_EVERY_S)
 

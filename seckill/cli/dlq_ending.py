@@ -54,7 +54,10 @@ RateOption = Annotated[
     float | None,
     typer.Option(min=0.1, max=10_000, help="Letters a second.", show_default="dead_letters.replays_per_s"),
 ]
-ForceOption = Annotated[bool, typer.Option("--force", help="Also beyond replays_max, and what would only come back.")]
+ForceOption = Annotated[
+    bool,
+    typer.Option("--force", help="Also beyond replays_max, what would only come back, and what has not ended yet."),
+]
 
 
 def replay(
@@ -134,6 +137,7 @@ def discard(
     yes: YesOption = False,
     dry_run: DryRunOption = None,
     rate: RateOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Also what was published again and has not ended.")] = False,
     operator: OperatorOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -156,20 +160,21 @@ def discard(
     by = _by(operator, note_, dry=is_dry(target, yes=yes, dry_run=dry_run))
     settings = client_settings(context)
     asked = Asked(target, by, rate or settings.dead_letters.replays_per_s, as_json)
-    raise typer.Exit(run(discarded(settings, asked)))
+    raise typer.Exit(run(discarded(settings, asked, force=force)))
 
 
 def resume(context: typer.Context, as_json: JsonOption = False) -> None:
     """Finish replays and discards that were interrupted.
 
     The dead-letters role does so by itself; this is for when it does not run.
-    Doing it twice, or at the same time as somebody else, does no harm.
+    Doing it twice, or at the same time as somebody else, does no harm. Exit
+    code 1 when one could not be finished and is as it was before.
 
     Example:
 
       seckill dlq resume
     """
-    run(resumed(client_settings(context), as_json=as_json))
+    raise typer.Exit(run(resumed(client_settings(context), as_json=as_json)))
 
 
 # --- what was asked for ----------------------------------------------------------------------------------------------
@@ -239,12 +244,12 @@ def _changed(settings: Settings, asked: Asked, *, edit: bool, payload: Path | No
 
 
 async def _payload(settings: Settings, ident: str) -> bytes:
-    """Raises CliError when the topic does not hold the record any more."""
+    """Raises CliError when no topic holds the record any more."""
     async with open_desk(settings) as desk:
-        story = await desk.story(await desk.get(ident))
-    if story.record is None:
-        raise CliError(f"letter {ident}: the dead-letter topic does not hold its record any more")
-    return story.record.value or b""
+        original = await desk.original(await desk.get(ident))
+    if original is None:
+        raise CliError(f"letter {ident}: the topic does not hold its record any more")
+    return original.value or b""
 
 
 async def _named_edit(work: Awaitable[int], changed: bytes | None, *, edit: bool) -> int:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from seckill.dlq.desk import LetterDesk
-from seckill.dlq.model import Considered, Filter, Letter, LetterState
+from seckill.dlq.judging import busy
+from seckill.dlq.model import Considered, Filter, Letter
 
 T = TypeVar("T")
 
@@ -38,9 +39,6 @@ async def paced(items: Iterable[T], *, per_s: float) -> AsyncIterator[T]:
         yield item
 
 
-def discardable(letter: Letter) -> Considered:
+def discardable(letter: Letter, *, force: bool = False) -> Considered:
     """What a discard would do, as far as the letter's row tells. Pure."""
-    refused = "" if letter.state is LetterState.NEW else f"it is {letter.state.value}"
-    if letter.open_intent:
-        refused = f"a {letter.open_intent} of it was begun and has not ended"
-    return Considered(letter, refused, None)
+    return Considered(letter, busy(letter, force=force), None)

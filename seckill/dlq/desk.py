@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -17,14 +17,12 @@ from seckill.dlq.finishing import Finisher, InTransaction
 from seckill.dlq.index import Taken
 from seckill.dlq.judging import Candidate, busy, candidate, comes_back, edited, enters_another_sale, is_impostor
 from seckill.dlq.model import (
-    OPEN_STATES,
     By,
     Considered,
     Done,
     Filter,
     InvalidEdit,
     Letter,
-    LetterState,
     RebuiltIndex,
     Stats,
     Story,
@@ -32,6 +30,7 @@ from seckill.dlq.model import (
 )
 from seckill.dlq.reading import found_letter
 from seckill.dlq.topic import LetterTopic
+from seckill.dlq.upkeep import LOST_AFTER_MS, Upkeep
 from seckill.domain.errors import SeckillError
 from seckill.domain.order import Order, Sale
 from seckill.domain.reasons import DeadLetterReason
@@ -39,11 +38,8 @@ from seckill.messaging.envelope import Record
 
 log = structlog.get_logger()
 
-LOOK_MAX = 500
-"""Letters of one state in a look after ended orders."""
-
-UNFINISHED_MAX = 100
-"""Interrupted replays and discards in one look after them."""
+JUDGED_MAX = 100
+"""Letters whose records are read at once."""
 
 ReadAll = Callable[[Callable[[Sequence[Record]], Awaitable[None]]], Awaitable[None]]
 """Hands over every record of the dead-letter topic, some hundreds at once."""
@@ -84,7 +80,7 @@ class LetterDesk:
         self._finisher = finisher
         self._topic_name = topic_name
         self._replays_max = replays_max
-        self._looked_at = dict.fromkeys(OPEN_STATES, 0)  # the letter at which the last look of `resolve` ended
+        self._upkeep = Upkeep(in_transaction, stores.reservations, stores.parked, finisher, topic_name=topic_name)
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -98,6 +94,10 @@ class LetterDesk:
         if letter is None:
             raise UnknownLetter(ident)
         return letter
+
+    async def look_at(self, letter_ids: Collection[int]) -> list[Letter]:
+        """These letters as they are now."""
+        return await self._do(partial(index.by_numbers, numbers=letter_ids, topic=self._topic_name))
 
     async def story(self, letter: Letter) -> Story:
         """Payload and headers from the topic, what people did, and the order's whole timeline."""
@@ -129,16 +129,31 @@ class LetterDesk:
     async def consider(
         self, letters: Sequence[Letter], *, edit: bytes | None = None, force: bool = False
     ) -> list[Considered]:
-        """What replay would do with each, by what index and topic say. Changes nothing. Raises InvalidEdit.
-
-        An edit is of one letter only.
+        """What replay would do with each, by what index and topic say; of one letter alone also what it would publish.
+        Changes nothing. Raises InvalidEdit.
         """
-        originals = await self._topic.originals(letters)
-        return [(await self._judge(each, originals.get(each.letter_id), edit, force=force))[0] for each in letters]
+        if edit is not None and len(letters) != 1:
+            raise InvalidEdit("record", "an edit is of one letter only")
+        considered: list[Considered] = []
+        for start in range(0, len(letters), JUDGED_MAX):
+            page = letters[start : start + JUDGED_MAX]
+            originals = await self._topic.originals(page)
+            for each in page:
+                judged, _ = await self._judge(each, originals.get(each.letter_id), edit, force=force)
+                considered.append(judged if len(letters) == 1 else replace(judged, payload=None))
+        return considered
+
+    async def original(self, letter: Letter) -> Record | None:
+        """The record that failed, with its value; None: no topic holds it any more."""
+        return (await self._topic.originals([letter])).get(letter.letter_id)
 
     async def replay(self, letter: Letter, by: By, *, edit: bytes | None = None, force: bool = False) -> Done:
-        """Publishes the record again, or settles its order when that has ended. Raises InvalidEdit."""
-        original = (await self._topic.originals([letter])).get(letter.letter_id)
+        """Publishes the record again, or settles its order when that has ended. Raises InvalidEdit.
+
+        `force`: also what would only come back, more often than is allowed, and what was published before and has not
+        ended.
+        """
+        original = await self.original(letter)
         considered, found = await self._judge(letter, original, edit, force=force)
         if considered.refused:
             return Done(letter, f"refused: {considered.refused}")
@@ -147,9 +162,12 @@ class LetterDesk:
         begun, current = await self._do(partial(intents.intend_replay, letter=letter, by=by, order=order, edit=payload))
         return await self._begun(current, begun, CrashPoint.REPLAY_INTENDED)
 
-    async def discard(self, letter: Letter, by: By) -> Done:
-        """Ends the order as rejected(DISCARDED), which gives back what it held; of what holds no order, the state."""
-        if refused := busy(letter):
+    async def discard(self, letter: Letter, by: By, *, force: bool = False) -> Done:
+        """Ends the order as rejected(DISCARDED), which gives back what it held; of what holds no order, the state.
+
+        `force`: also what was published again and has not ended.
+        """
+        if refused := busy(letter, force=force):
             return Done(letter, f"refused: {refused}")
         order = None if letter.order_id or is_impostor(letter) else await self._order_in(letter)
         begun, current = await self._do(partial(intents.intend_discard, letter=letter, by=by, order=order))
@@ -163,7 +181,7 @@ class LetterDesk:
 
     async def _order_in(self, letter: Letter) -> Order | None:
         """The order of a letter without one in the index: its value lies elsewhere."""
-        original = (await self._topic.originals([letter])).get(letter.letter_id)
+        original = await self.original(letter)
         order = candidate(original).order if original is not None else None
         return order if order is not None and not await self._is_others(order, letter) else None
 
@@ -175,12 +193,13 @@ class LetterDesk:
     async def _judge(
         self, letter: Letter, original: Record | None, edit: bytes | None, *, force: bool
     ) -> tuple[Considered, Candidate | None]:
+        taken = busy(letter, force=force and edit is None)  # an edit may be another order: never of one on its way
         if original is None:
-            return Considered(letter, busy(letter) or "the topic does not hold its record any more", None), None
+            return Considered(letter, taken or "the topic does not hold its record any more", None), None
         found = edited(letter, original, edit) if edit is not None else candidate(original)
-        if edit is not None and not busy(letter):
+        if edit is not None and not taken:
             await self._require_free(letter, original, found)
-        refused = busy(letter) or await self._refused(letter, found, edited=edit is not None, force=force)
+        refused = taken or await self._refused(letter, found, edited=edit is not None, force=force)
         return Considered(letter, refused, found.record.value), found
 
     async def _refused(self, letter: Letter, found: Candidate, *, edited: bool, force: bool) -> str:
@@ -225,24 +244,19 @@ class LetterDesk:
         found = [found_letter(record) for record in records]
         return await self._do(partial(index.take_all, found=found, topic=self._topic_name))
 
-    async def resume(self, *, idle_ms: int = 0) -> list[Done]:
-        """Finishes what was written down at least `idle_ms` ago and is not finished."""
-        wanted = partial(intents.unfinished, topic=self._topic_name, idle_ms=idle_ms, limit=UNFINISHED_MAX)
-        return [await self._finisher.finish(letter) for letter in await self._do(wanted)]
+    async def resume(self, *, idle_ms: int = 0, told: Callable[[Done], object] = lambda _: None) -> list[Done]:
+        """Finishes what was written down at least `idle_ms` ago and is not finished; `told` of each at once.
 
-    async def resolve(self) -> int:
-        """Notes which open letters' orders have ended meanwhile; bounded for each call. Returns how many."""
-        return sum([(await self._look(state))[0] for state in OPEN_STATES])
+        One that cannot be finished now leaves the others be; the first such error is raised in the end.
+        """
+        return await self._upkeep.resume(idle_ms=idle_ms, told=told)
 
-    async def _look(self, state: LetterState) -> tuple[int, bool]:
-        """Goes on where the last look ended; how many have ended, and whether it came to the end of the index."""
-        looking = partial(intents.open_orders, state=state, topic=self._topic_name, limit=LOOK_MAX)
-        found = await self._do(partial(looking, after_id=self._looked_at[state]))
-        rows = await self._stores.reservations.of_orders([order for _, order in found])
-        ended = [await self._finisher.note_end(letter, order, rows.get(order.key)) for letter, order in found]
-        at_end = len(found) < LOOK_MAX
-        self._looked_at[state] = 0 if at_end else found[-1][0].letter_id
-        return sum(each is not None for each in ended), at_end
+    async def resolve(self, *, lost_after_ms: int = LOST_AFTER_MS) -> int:
+        """Notes which open letters' orders have ended meanwhile; bounded for each call. Returns how many.
+
+        One that was replayed so long ago, and whose ledger entry is parked, is new again.
+        """
+        return await self._upkeep.resolve(lost_after_ms)
 
     async def rebuild(self, progress: Callable[[int], None]) -> RebuiltIndex:
         """The index again from the topic's beginning; `progress` is told how many letters have been read."""
@@ -253,10 +267,5 @@ class LetterDesk:
             progress(len(taken))
 
         await self._stores.read_all(take)
-        resolved = 0
-        for state in OPEN_STATES:
-            self._looked_at[state], at_end = 0, False
-            while not at_end:
-                count, at_end = await self._look(state)
-                resolved += count
+        resolved = await self._upkeep.resolve_all()
         return RebuiltIndex(len(taken), taken.count(Taken.ADDED), taken.count(Taken.REOPENED), resolved)

@@ -32,7 +32,7 @@ from seckill.dlq.reading import replay_headers
 from seckill.dlq.topic import LetterTopic
 from seckill.domain.errors import SeckillError
 from seckill.domain.order import Order
-from seckill.domain.outcomes import Confirmed, Rejected, Undecided
+from seckill.domain.outcomes import Confirmed, Failed, Rejected, Undecided
 from seckill.domain.reasons import Rejection
 from seckill.messaging.envelope import encode
 from seckill.messaging.publisher import Publisher
@@ -42,6 +42,12 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 PUBLISHED, HELD = "published", "held"
+
+ID_OF_ANOTHER = "its order id stands for another order"
+HELD_FOR_ANOTHER = (
+    "the ledger holds its units under an order id that is another order's in SQL: rejecting it would tell that order's"
+    " buyer; it stays as it is"
+)
 
 
 class InTransaction(Protocol):
@@ -78,6 +84,9 @@ class Finisher:
             if error.retryable:
                 raise
             return await self._withdraw(letter, str(error))
+        except Exception as error:  # whatever it is, it would be the same at the next look, and in the way of others
+            log.exception("letter_failed_unexpectedly", letter_id=letter.letter_id, intent=letter.open_intent)
+            return await self._withdraw(letter, f"{type(error).__name__}: {error}")
 
     async def note_end(self, letter: Letter, order: Order, row: Reservation | None) -> Done | None:
         """Settles the order and closes the letter, when the reservation says that it has ended; else None."""
@@ -102,11 +111,13 @@ class Finisher:
                     await self._do(partial(intents.touch, letter=letter))
                     return Done(letter, HELD)
                 case None:
+                    if await self._parked.held(order) is Held.ANOTHERS:
+                        return await self._withdraw(letter, ID_OF_ANOTHER)
                     await self._parked.unpark(order)
                     reach(CrashPoint.REPLAY_UNPARKED)
                 case _:
                     ended = await self.note_end(letter, order, row)
-                    return ended or await self._withdraw(letter, "its order id stands for another order")
+                    return ended or await self._withdraw(letter, ID_OF_ANOTHER)
         found = candidate(original)
         if action.payload is not None:
             key = order.order_id.encode() if order is not None else original.key
@@ -122,7 +133,9 @@ class Finisher:
         if several:
             await asyncio.gather(*(send(key=each.order_id.encode(), value=encode(each)) for each in found.orders))
         else:
-            await send(key=found.record.key, value=found.record.value)
+            key, value = found.record.key, found.record.value
+            value = b"" if key is None and value is None else value  # the client takes no such record
+            await send(key=key, value=value)
         reach(CrashPoint.REPLAY_PUBLISHED)
         state = LetterState.RESOLVED if several else LetterState.REPLAYING
         return Done(await self._do(partial(intents.finish, letter=letter, state=state)), PUBLISHED)
@@ -139,23 +152,31 @@ class Finisher:
         if outcome_of(order, row, gid="") is None:
             order = await self._parked.in_its_sale(in_sale_of(order, row))
             if await self._parked.held(order) is Held.ANOTHERS:
-                return await self._discarded(letter)
+                return await self._impostor_discarded(letter)
             standing = await self._reservations.reject([order], {order.key: Rejection.DISCARDED.value})
             reach(CrashPoint.DISCARD_REJECTED)
             row = standing.get(order.key)
-        ended = await self.note_end(letter, order, row)
-        if ended is None:
-            gid = row.gid if row is not None else ""
-            return await self._withdraw(
-                letter, f"transaction {gid or '?'} has its order; try again when that has ended"
-            )
-        return ended
+        match outcome_of(order, row, gid=""):
+            case Failed():
+                return await self._discard_impostor(letter, order)
+            case Undecided(gid):
+                return await self._withdraw(letter, f"transaction {gid} has its order; try again when that has ended")
+            case _:
+                ended = await self.note_end(letter, order, row)
+                return ended or await self._withdraw(letter, "the product service did not keep its rejection")
 
     async def _discard_impostor(self, letter: Letter, order: Order) -> Done:
-        """Its record has taken nothing, unless the ledger holds these very contents under an id that SQL gave away."""
-        if await self._parked.held(order) is Held.ITS_OWN:
-            return await self._withdraw(letter, "the ledger holds its units under an id that is another order's in SQL")
-        return await self._discarded(letter)
+        """Its record has taken nothing, unless the ledger holds these very contents. Those are not given back here: an
+        order id's end settles them, and would be told to the other order's buyer.
+        """
+        if await self._parked.held(order) is not Held.ITS_OWN:
+            return await self._impostor_discarded(letter)
+        if await self._do(partial(index.is_others, order_id=order.order_id, letter_id=letter.letter_id)):
+            return await self._withdraw(letter, "another letter has its order id: discard that one first")
+        return await self._withdraw(letter, HELD_FOR_ANOTHER)
+
+    async def _impostor_discarded(self, letter: Letter) -> Done:
+        return Done(await self._do(partial(intents.give_up_id, letter=letter)), LetterState.DISCARDED.value)
 
     async def _discarded(self, letter: Letter) -> Done:
         state = LetterState.DISCARDED
@@ -182,8 +203,6 @@ class Finisher:
 
     async def _withdraw(self, letter: Letter, why: str) -> Done:
         """As if it had not been begun, but for the log."""
-        state = LetterState.NEW
-        withdrawing = partial(intents.finish, letter=letter, state=state, action="withdrawn", note=why)
-        withdrawn = await self._do(withdrawing)
+        withdrawn = await self._do(partial(intents.withdraw, letter=letter, why=why))
         log.warning("letter_intent_withdrawn", letter_id=letter.letter_id, intent=letter.open_intent, why=why)
         return Done(withdrawn, f"refused: {why}")

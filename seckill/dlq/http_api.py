@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import structlog
@@ -23,11 +23,11 @@ from seckill.dlq.documents import (
 )
 from seckill.dlq.model import By, Considered, Done, Filter, InvalidEdit, Letter, LetterState, UnknownLetter
 from seckill.doctor.start import DatabaseUnavailable
-from seckill.domain.errors import AdmissionUnavailable, ProductUnavailable, PublishUnknown, Unfit
+from seckill.domain.errors import AdmissionUnavailable, ProductUnavailable, PublishUnknown, SeckillError, Unfit
 from seckill.domain.order import MAX_ID
 from seckill.domain.reasons import DeadLetterReason
 from seckill.front.answers import HANDLERS, BoundedBodies, Handler, answered, describe, described
-from seckill.front.operators import OPERATOR_CODES, operator
+from seckill.front.operators import OPERATOR_CODES, operator, sent_token, who_is_turned_away
 from seckill.front.problems import Problem, ProblemError, invalid, openapi_responses
 from seckill.ops import Readiness, ops_routes
 
@@ -83,15 +83,21 @@ class DiscardRequest(_Strict):
 
     operator: Annotated[str, Field(min_length=1, max_length=100, pattern=r"\S")]
     note: Text
+    force: Annotated[bool, Field(description="Also what was published again and has not ended")] = False
 
 
 class ReplayRequest(DiscardRequest):
     payload: Annotated[str, Field(description="Published in the place of the record's own value")] | None = None
-    force: Annotated[bool, Field(description="Also beyond `replays_max`, and what would only come back")] = False
+    force: Annotated[
+        bool, Field(description="Also beyond `replays_max`, what would only come back, and what has not ended yet")
+    ] = False
 
 
 class _Many(_Strict):
-    """Letters by their numbers, or by a filter. A dry run, which is the default, needs no operator and note."""
+    """Letters by their numbers, or by a filter. A dry run, which is the default, needs no operator and note.
+
+    When a store fails in between, the problem's `letters` are those that were done until then.
+    """
 
     letters: Annotated[list[Id], Field(max_length=PAGE_MAX)] | None = None
     filter: Wanted | None = None
@@ -140,7 +146,12 @@ def create_letters_app(api: LettersApi) -> ASGIApp:
     app.router.routes.extend(ops_routes(api.readiness))
     describe(app, described)
     # A payload in JSON takes up to six times its bytes: every one of them may be an escape.
-    return BoundedBodies(app, api.body_bytes_max * 6 + ENVELOPE_BYTES)
+    turned_away = who_is_turned_away(api.operator_token, closed=CLOSED)
+    return BoundedBodies(
+        app,
+        api.body_bytes_max * 6 + ENVELOPE_BYTES,
+        turned_away=lambda scope: turned_away(sent_token(scope["headers"])),
+    )
 
 
 def _router(api: LettersApi) -> APIRouter:
@@ -181,8 +192,9 @@ def _router(api: LettersApi) -> APIRouter:
     @router.post("/v1/letters/{ident:path}/discard", summary="Give a letter up for good", responses=one)
     async def discard(ident: Ident, request: DiscardRequest) -> dict[str, Any]:
         letter = await desk.get(ident)
-        _unless_refused(discardable(letter).refused)
-        return _done(await desk.discard(letter, By(request.operator.strip(), request.note.strip())))
+        _unless_refused(discardable(letter, force=request.force).refused)
+        by = By(request.operator.strip(), request.note.strip())
+        return _done(await desk.discard(letter, by, force=request.force))
 
     @router.get("/v1/letters/{ident:path}", summary="A letter's whole story", responses=one)
     async def show(ident: Ident) -> dict[str, Any]:
@@ -202,10 +214,16 @@ async def _many(
     request: _Many, considered: Sequence[Considered], api: LettersApi, do: Callable[[Letter], Awaitable[Done]]
 ) -> dict[str, Any]:
     if request.dry_run:
-        return {"dry_run": True, "letters": [considered_document(each) for each in considered]}
+        return {"dry_run": True, "letters": [considered_document(replace(each, payload=None)) for each in considered]}
     done = [Done(each.letter, f"refused: {each.refused}") for each in considered if each.refused]
     todo = [each.letter for each in considered if not each.refused]
-    done += [await do(letter) async for letter in paced(todo, per_s=api.replays_per_s)]
+    try:
+        async for letter in paced(todo, per_s=api.replays_per_s):
+            done.append(await do(letter))  # noqa: PERF401 - what was done before an error is told
+    except SeckillError as error:
+        log.warning("letters_cut_short", done=len(done), of=len(considered), error=str(error))
+        facts = {"dry_run": False, "letters": [done_document(each) for each in done]}
+        raise ProblemError(Problem("UNAVAILABLE", str(error), facts)) from error
     return {"dry_run": False, "letters": [done_document(each) for each in done]}
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
@@ -15,7 +16,7 @@ from seckill.dlq.reading import FoundLetter
 from seckill.domain.order import Order, OrderId
 from seckill.domain.reasons import DeadLetterReason
 from seckill.dtm.barrier import Raced
-from seckill.dtm.database import affected, dialect_of, insert_ignore
+from seckill.dtm.database import affected, dialect_of, in_chunks, insert_ignore
 from seckill.messaging.letters import letter as letters
 from seckill.messaging.letters import letter_action as actions
 
@@ -42,11 +43,12 @@ async def take(session: AsyncSession, found: FoundLetter, *, topic: str) -> Take
 
     A copy of a letter changes nothing, whatever has become of the letter since.
     """
-    row = await _row_of(session, found)
+    found, row = await _placed(session, found)
     if row is None:
         return await _add(session, found)
     known = letter_of(row, topic)
-    if not _is_newer(found, known, replayed_ms=row.replayed_ms):
+    edited_away = found.order is not None and known.order_id not in (None, found.order.order_id)
+    if edited_away or not _is_newer(found, known, replayed_ms=row.replayed_ms):
         return Taken.NOTHING
     again = {"state": LetterState.NEW, "replays": max(known.replays, found.replays), "outcome": "", "open_intent": ""}
     first_failed_ms = min(known.first_failed_ms, found.first_failed_ms)
@@ -74,6 +76,8 @@ async def _add(session: AsyncSession, found: FoundLetter) -> Taken:
 
 def _is_newer(found: FoundLetter, known: Letter, *, replayed_ms: int) -> bool:
     """Whether the letter tells of a failure that came after what the row tells. Pure."""
+    if found.letter == known.letter:  # whatever the clocks of writer and replay say
+        return False
     match known.state:
         case LetterState.REPLAYING:
             return found.replays >= known.replays or found.last_failed_ms > replayed_ms
@@ -83,17 +87,56 @@ def _is_newer(found: FoundLetter, known: Letter, *, replayed_ms: int) -> bool:
             return False
 
 
-async def _row_of(session: AsyncSession, found: FoundLetter) -> Row[Any] | None:
-    """By order; of what holds none, by the letter that was replayed, else by where it arrived first."""
-    if found.order is not None:
-        ways = [letters.c.order_id == found.order.order_id]
-    else:
-        ways = [letters.c.subject == subject for subject in (found.of, str(found.arrived)) if subject]
+async def _placed(session: AsyncSession, found: FoundLetter) -> tuple[FoundLetter, Row[Any] | None]:
+    """The letter's row; None: it has none yet. And the letter, which is an impostor's from now on if its order's id is
+    that of another one, with other contents.
+
+    Of two such orders that which admission has numbered has the id, else that which was there first.
+    """
+    order = found.order
+    if order is None:
+        subjects = [subject for subject in (found.of, str(found.arrived)) if subject]
+        return found, await _first_row(session, *(letters.c.subject == subject for subject in subjects))
+    holder = await _first_row(session, letters.c.order_id == order.order_id)
+    if holder is not None and await _is_of(session, holder, order):
+        return found, holder
+    rows = [await _first_row(session, letters.c.subject == each) for each in (found.subject, str(found.arrived))]
+    its = [row for row in rows if row is not None and await _is_of(session, row, order)]
+    own = its[0] if its else None
+    if holder is None:
+        return found, own
+    if own is None and order.admission_number is not None and not _looks_admitted(holder):
+        await _give_up_id(session, holder)
+        return found, None
+    return replace(found, impostor=True), own
+
+
+async def _first_row(session: AsyncSession, *ways: ColumnElement[bool]) -> Row[Any] | None:
+    """The row that the first of these ways leads to, locked."""
     for way in ways:
         row = (await session.execute(select(letters).where(way).with_for_update())).first()
         if row is not None:
             return row
     return None
+
+
+async def _is_of(session: AsyncSession, row: Row[Any], order: Order) -> bool:
+    """Whether the row is the order's: it has its contents, or those that an edit has put in their place."""
+    if (row.product_id, row.user_id, row.quantity) == (order.product_id, order.user_id, order.quantity):
+        return True
+    edits = select(actions.c.action_id).where(actions.c.letter_id == row.letter_id, actions.c.payload.is_not(None))
+    return await session.scalar(edits.limit(1)) is not None
+
+
+def _looks_admitted(row: Row[Any]) -> bool:
+    """Whether the row's order came through the front, as far as a row tells. Somebody else's letter proves nothing."""
+    return bool(row.reason != DeadLetterReason.FOREIGN and row.sale_id != 0 and row.admitted_at_ms != 0)
+
+
+async def _give_up_id(session: AsyncSession, row: Row[Any]) -> None:
+    values = {"order_id": None, "claims": row.order_id, "updated_ms": now_ms()}
+    await affected(session, update(letters).where(letters.c.letter_id == row.letter_id), values)
+    await log(session, row.letter_id, "id given up", By("", "an admitted order has its order id, with other contents"))
 
 
 def story_values(found: FoundLetter) -> dict[str, Any]:
@@ -131,6 +174,14 @@ async def find(session: AsyncSession, wanted: Filter, *, topic: str) -> list[Let
     before = [letters.c.letter_id < wanted.before_id] if wanted.before_id is not None else []
     chosen = select(letters).where(*_meant(wanted), *before).order_by(letters.c.letter_id.desc()).limit(wanted.limit)
     return [letter_of(row, topic) for row in await session.execute(chosen)]
+
+
+async def by_numbers(session: AsyncSession, numbers: Collection[int], *, topic: str) -> list[Letter]:
+    found: list[Letter] = []
+    for part in in_chunks(sorted(numbers)):
+        chosen = select(letters).where(letters.c.letter_id.in_(part))
+        found += [letter_of(row, topic) for row in await session.execute(chosen)]
+    return found
 
 
 async def get(session: AsyncSession, ident: str, *, topic: str) -> Letter | None:

@@ -6,10 +6,11 @@ who want it, one gets it; and a letter whose `open_intent` is set belongs to who
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import ColumnElement, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from seckill.dlq.index import letter_of, log, now_ms, order_in, order_of, order_values
@@ -41,25 +42,28 @@ async def intend_discard(session: AsyncSession, letter: Letter, by: By, *, order
     """The same of a discard."""
     values: dict[str, Any] = {"open_intent": DISCARD, "intent_ms": now_ms(), "updated_ms": now_ms()}
     if order is not None:
-        values |= order_values(order)
+        values |= order_values(order) | {"claims": None}
     return await _begin(session, letter, by, values)
 
 
 async def _begin(
     session: AsyncSession, letter: Letter, by: By, values: dict[str, Any], *, edit: bytes | None = None
 ) -> tuple[bool, Letter]:
-    begun = await affected(session, update(letters).where(*_untouched(letter)), values)
+    try:
+        begun = await affected(session, update(letters).where(*_untouched(letter)), values)
+    except IntegrityError:  # another letter has got the order's id since that was looked at
+        begun = 0
     if begun:
         await log(session, letter.letter_id, values["open_intent"], by, payload=edit)
     return bool(begun), await _again(session, letter)
 
 
 def _untouched(letter: Letter) -> tuple[ColumnElement[bool], ...]:
-    """It is new, nobody has begun anything with it, and it was not replayed since it was read."""
+    """It is in the state that it was read in, nobody has begun anything with it, and it was not replayed since."""
     column = letters.c
     return (
         column.letter_id == letter.letter_id,
-        column.state == LetterState.NEW,
+        column.state == letter.state,
         column.open_intent == "",
         column.replays == letter.replays,
     )
@@ -72,17 +76,44 @@ async def finish(
 
     Nothing changes when it came back, or was finished by another, in between.
     """
-    values: dict[str, Any] = {"state": state, "outcome": outcome, "open_intent": "", "updated_ms": now_ms()}
+    values = {"state": state, "outcome": outcome, "open_intent": ""}
+    return await _changed(session, letter, values, action=action, note=note)
+
+
+async def withdraw(session: AsyncSession, letter: Letter, *, why: str) -> Letter:
+    """The same, as if nothing had been begun, but for the log. A replay that was none does not count as one."""
+    values: dict[str, Any] = {"state": letter.state, "open_intent": ""}
+    if letter.open_intent == REPLAY:
+        values = {"state": LetterState.NEW, "open_intent": "", "replays": letter.replays - 1}
+    return await _changed(session, letter, values, action="withdrawn", note=why)
+
+
+async def reopen(session: AsyncSession, letter: Letter, *, why: str) -> Letter:
+    """The letter is new again, as if its record had come back."""
+    values = {"state": LetterState.NEW, "outcome": "", "open_intent": ""}
+    return await _changed(session, letter, values, action="reopened", note=why)
+
+
+async def give_up_id(session: AsyncSession, letter: Letter) -> Letter:
+    """The letter is discarded; its order's id, which is another order's, is left to that order's letter."""
+    values = {"state": LetterState.DISCARDED, "outcome": "", "open_intent": ""}
+    gone = {"order_id": None, "claims": letter.order_id} if letter.order_id is not None else {}
+    return await _changed(session, letter, values | gone)
+
+
+async def _changed(
+    session: AsyncSession, letter: Letter, values: Mapping[str, Any], *, action: str = "", note: str = ""
+) -> Letter:
     as_it_was = (
         letters.c.letter_id == letter.letter_id,
         letters.c.state == letter.state,
         letters.c.open_intent == letter.open_intent,
         letters.c.replays == letter.replays,
     )
-    changed = await affected(session, update(letters).where(*as_it_was), values)
+    changed = await affected(session, update(letters).where(*as_it_was), {**values, "updated_ms": now_ms()})
     if changed and action:
         await log(session, letter.letter_id, action, By("", note))
-    return replace(letter, state=state, outcome=outcome, open_intent="") if changed else await _again(session, letter)
+    return await _again(session, letter)
 
 
 async def _again(session: AsyncSession, letter: Letter) -> Letter:

@@ -35,11 +35,14 @@ def candidate(record: Record) -> Candidate:
         return Candidate(record, (), str(error))
 
 
-def busy(letter: Letter) -> str:
-    """Why nobody may begin anything with the letter; empty when somebody may."""
+def busy(letter: Letter, *, force: bool = False) -> str:
+    """Why nobody may begin anything with the letter; empty when somebody may.
+
+    Who insists (`force`) may also begin with one that was published again and has not ended: that does no harm.
+    """
     if letter.open_intent:
         return f"a {letter.open_intent} of it was begun and has not ended"
-    if letter.state is LetterState.NEW:
+    if letter.state is LetterState.NEW or (force and letter.state is LetterState.REPLAYING):
         return ""
     return f"it is {letter.state.value}" + (f" ({letter.outcome})" if letter.outcome else "")
 

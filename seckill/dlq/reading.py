@@ -15,12 +15,15 @@ from seckill.dlq.model import Place
 from seckill.domain.errors import InvalidOrder
 from seckill.domain.order import Order, OrderId
 from seckill.domain.reasons import DeadLetterReason
-from seckill.messaging.dead_letters import MESSAGE_MAX, REPLAYS_HEADER, VALUE_LEFT_HEADER, reason_of
+from seckill.messaging.dead_letters import (
+    MESSAGE_MAX,
+    REPLAY_OF_HEADER,
+    REPLAYS_HEADER,
+    VALUE_LEFT_HEADER,
+    reason_of,
+)
 from seckill.messaging.envelope import ORIGIN_HEADER, Headers, Record, decode
 from seckill.messaging.retry_topics import RETRY_PREFIX, number_of
-
-REPLAY_OF_HEADER = "seckill-replay-of"
-"""Of a replayed record, and of its letter when it comes back: the subject of the letter that was replayed."""
 
 EXCEPTION_MAX = 200
 """Characters of an exception's name that are kept."""

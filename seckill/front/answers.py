@@ -22,19 +22,27 @@ Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
 
 
 class BoundedBodies:
-    """Reads a request's body whole, up to a bound, before the application sees it."""
+    """Reads a request's body whole, up to a bound, before the application sees it.
 
-    def __init__(self, app: ASGIApp, bytes_max: int) -> None:
+    `turned_away`: who is answered with a problem whatever the body says, of which nothing is kept then.
+    """
+
+    def __init__(
+        self, app: ASGIApp, bytes_max: int, *, turned_away: Callable[[Scope], Problem | None] = lambda _: None
+    ) -> None:
         self._app = app
         self._bytes_max = bytes_max
+        self._turned_away = turned_away
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
-        body = await read_body(receive, self._bytes_max)
+        refused = self._turned_away(scope)
+        body = await read_body(receive, self._bytes_max if refused is None else 0)
         if body is None:
             return
+        body = refused or body
         if isinstance(body, Problem):
             response = answered(body)
             response.headers["connection"] = "close"  # some of the body may not have been read

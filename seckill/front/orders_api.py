@@ -111,20 +111,25 @@ async def read_body(receive: Receive, bytes_max: int) -> bytes | Problem | None:
     otherwise lose the answer together with the connection.
     """
     message = await receive()
-    body: bytes = message.get("body", b"")
+    body: bytes | bytearray = message.get("body", b"")
     size = len(body)
     if message.get("more_body", False):
+        body = bytearray(body)
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
-                while message.get("more_body", False) and size <= DROPPED_BYTES_MAX:
+                while message.get("more_body", False) and size <= max(bytes_max, DROPPED_BYTES_MAX):
                     message = await receive()
-                    size += len(message.get("body", b""))
-                    body = body + message.get("body", b"") if size <= bytes_max else b""
+                    chunk: bytes = message.get("body", b"")
+                    size += len(chunk)
+                    if size <= bytes_max:
+                        body += chunk
+                    else:
+                        body.clear()
         except TimeoutError:
             return Problem("MALFORMED_JSON", f"the body did not come to its end within {BODY_TIMEOUT_S} s")
     if message["type"] == "http.disconnect":
         return None
-    return body if size <= bytes_max else Problem("BODY_TOO_LARGE", f"at most {bytes_max} bytes are read")
+    return bytes(body) if size <= bytes_max else Problem("BODY_TOO_LARGE", f"at most {bytes_max} bytes are read")
 
 
 def to_answer(reply: Reply) -> Answer:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from consumers.dead_letter import KeeperLimits, LetterKeeper
@@ -22,10 +23,15 @@ from seckill.dlq.http_api import LettersApi, create_letters_app
 from seckill.dlq.metrics import show_letters
 from seckill.dlq.model import Filter
 from seckill.dlq.topic import LetterTopic
-from seckill.doctor.start import opening_database, refuse_strangers_of_front, require_database
+from seckill.doctor.start import (
+    DatabaseUnavailable,
+    opening_database,
+    refuse_strangers_of_front,
+    require_database,
+)
 from seckill.domain.order import Sale
 from seckill.draining import Drain
-from seckill.dtm.barrier import in_transaction
+from seckill.dtm.barrier import Raced, in_transaction
 from seckill.dtm.database import create_engine, session_factory
 from seckill.front.product_client import ProductClient
 from seckill.messaging.consumer import open_consumer
@@ -58,7 +64,7 @@ async def open_letter_desk(settings: Settings, drain: Drain | None = None) -> As
         channel = await stack.enter_async_context(open_channel(settings.product.grpc, settings.tls))
         address = settings.product.grpc
         reservations = Reservations(channel, address=address, timeout_ms=settings.dtm.request_timeout_ms)
-        topic = LetterTopic(partial(read_at, kafka))
+        topic = LetterTopic(partial(read_at, kafka), main_topic=kafka.topic)
         stores = DeskStores(
             reservations=reservations,
             parked=admission.parked,
@@ -95,8 +101,12 @@ async def _open_index(settings: Settings) -> AsyncIterator[InTransaction]:
     sessions = session_factory(engine)
 
     async def do(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        async with opening_database(setting_of(INDEX), url):
-            return await in_transaction(sessions, work)
+        try:
+            async with opening_database(setting_of(INDEX), url):
+                return await in_transaction(sessions, work)
+        except (PoolTimeout, Raced) as error:  # it stalls, or others are always quicker: both may pass
+            detail = f"it was waited for in vain ({type(error).__name__})"
+            raise DatabaseUnavailable(setting_of(INDEX), url, detail) from error
 
     try:
         async with opening_database(setting_of(INDEX), url):

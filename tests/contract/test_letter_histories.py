@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from tests.support.actors import STEPS_MAX
 from tests.support.histories import history_settings
-from tests.support.letter_world import LetterWorld
+from tests.support.letter_world import DEAD, MAIN, LetterWorld
 from tests.support.redis_servers import Backend
 
 NAMES = st.sampled_from(["anna", "bert", "keeper"])
@@ -86,3 +86,17 @@ def test_any_history_of_letters(redis_server: str) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         OnThisServer, settings=history_settings(examples=20, steps=20)
     )
+
+
+def test_a_letter_of_nothing_is_replayed(redis_server: str) -> None:
+    """Somebody else's record without key and value is published as one with an empty value, and blocks nobody."""
+    world = LetterWorld(Backend(redis_server, run_id_check=False), buyers=1)
+    try:
+        world.topics.write(DEAD, None, None)
+        world.index()
+        nothing, _ = world.letters()
+        assert world.insist(nothing).what == "published"
+        published = world.topics.records[MAIN][-1]
+        assert (published.key, published.value) == (None, b"")
+    finally:
+        world.close()

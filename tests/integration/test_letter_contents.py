@@ -59,6 +59,23 @@ async def test_an_edited_order_that_fails_again_is_the_same_letter(letters: Lett
     assert (await letters.discard(only)).what == "discarded"
 
 
+async def test_what_an_edit_replaced_is_no_letter_of_its_own(letters: Letters) -> None:
+    """The letter that was edited is read again, as when the index is made again: it has a row, with other contents."""
+    sale = await letters.backbone.open_sale(stock=5)
+    at_ms = sale.created_at_ms
+    for user, renamed in ((1, False), (2, True)):
+        own_id, new_id = (derived_order_id(sale.product_id, user, name, at_ms=at_ms) for name in ("own", "new"))
+        order = Order(own_id, 0, user, sale.product_id, 1, at_ms)
+        letter = await letters.buried(replace(order, quantity=9))
+        mended = replace(order, order_id=new_id if renamed else own_id)
+        assert (await letters.replay(letter, edit=encode(mended))).what == "published"
+    assert await letters.index() == [Taken.NOTHING] * 2
+    await letters.carry()
+    assert await letters.desk.resolve() == 2
+    assert await letters.index() == [Taken.NOTHING] * 2
+    assert await letters.left(sale) == (3, 3, 0)
+
+
 async def test_unreadable_bytes_that_come_back_are_the_same_letter(letters: Letters) -> None:
     """Replayed unchanged by somebody who insists, they come to another place of the topic and to their own row."""
     letter = await letters.unreadable()
@@ -230,3 +247,17 @@ async def test_bytes_that_stayed_where_they_were_are_replayed_from_there(letters
     done = await letters.replay(letter)
     assert (done.what, done.letter.order_id) == ("published", order.order_id)
     assert [each.value for each in await letters.published()] == [encode(order)] * 2
+
+
+async def test_no_other_topic_is_read_for_a_letter(letters: Letters) -> None:
+    """Where somebody else's letter says that its value was left, only topics of orders are looked into."""
+    await letters.put(b"a record of a topic that holds no orders")
+    await letters.index()
+    (lies,) = [each.letter for each in await letters.desk.find(Filter())]
+    told = {"topic": lies.topic, "partition": str(lies.partition), "offset": str(lies.offset + 1)}
+    headers = [(f"__dlq.errors.{name}", text.encode()) for name, text in told.items()]
+    await letters.put(b"", (*headers, ("seckill-dlq-value-left", b"6")))
+    await letters.index()
+    letter, _ = await letters.desk.find(Filter())
+    assert "does not hold its record" in (await letters.replay(letter, force=True)).refused
+    assert await letters.published() == []

@@ -16,11 +16,13 @@ import pytest
 import pytest_asyncio
 from pydantic import SecretStr
 
+from seckill.crashpoints import CrashPoint
 from seckill.dlq.model import LetterState
 from seckill.domain.errors import ProductUnavailable
 from seckill.wiring import ROLES, Role, with_values
 from tests.support.backbone import open_backbone
 from tests.support.letters import Letters, open_letters
+from tests.support.rebuilds import at_point
 from tests.support.sides import Side, embedded_side
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -118,6 +120,14 @@ async def test_nothing_is_told_without_the_token(api: Api, method: str, path: st
         assert reply.headers["www-authenticate"] == "Bearer"
 
 
+async def test_a_stranger_is_told_so_whatever_he_sends(api: Api) -> None:
+    """The token comes first: a body that is too large, or none, is not even looked at."""
+    for body in (b"{", b" " * 8_000_000):
+        headers = {"Authorization": "Bearer wrong", "content-type": "application/json"}
+        async with api.http.post("/v1/letters/replay", data=body, headers=headers) as reply:
+            assert (reply.status, (await reply.json(content_type=None))["code"]) == (401, "UNAUTHORIZED")
+
+
 async def test_the_api_is_closed_by_default(letters: Letters) -> None:
     """Without a configured token every path is 403, whatever is sent; health, readiness and metrics are not."""
     async with (
@@ -200,10 +210,26 @@ async def test_letters_by_their_numbers(api: Api) -> None:
     numbers = [gone["letter_id"], kept["letter_id"], kept["letter_id"]]
     done = await api.post("/v1/letters/discard", {"letters": numbers, "dry_run": False, **WHO})
     what = {each["letter"]["letter_id"]: each["what"] for each in done["letters"]}
-    assert what[gone["letter_id"]] == "refused: it is discarded"
+    assert what[gone["letter_id"]] == "refused: it is discarded (rejected:DISCARDED)"
     assert len(what) == len(done["letters"]) == 2
     assert {each["letter"]["state"] for each in done["letters"]} == {"discarded"}
     await api.post("/v1/letters/discard", {"letters": [999_999]}, 404)
+
+
+async def test_many_letters_that_are_cut_short(api: Api) -> None:
+    """The problem has what was done before it, so that nobody need guess."""
+    numbers = [(await api.new_letter())["letter_id"] for _ in range(3)]
+    left = [None, ProductUnavailable("product", "gone")]
+
+    def deed(_: CrashPoint) -> None:
+        if left and (error := left.pop(0)) is not None:
+            raise error
+
+    with at_point(CrashPoint.DISCARD_INTENDED, deed):
+        cut = await api.post("/v1/letters/discard", {"letters": numbers, "dry_run": False, **WHO}, 503)
+    assert (cut["code"], [each["letter"]["letter_id"] for each in cut["letters"]]) == ("UNAVAILABLE", numbers[:1])
+    assert (await api.get(f"/v1/letters/{numbers[1]}"))["letter"]["open_intent"] == "discard"
+    assert (await api.get(f"/v1/letters/{numbers[2]}"))["letter"]["open_intent"] == ""
 
 
 async def test_a_letter_that_does_not_allow_it(api: Api) -> None:

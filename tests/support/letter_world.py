@@ -20,7 +20,7 @@ from seckill.admission.parked import Held
 from seckill.checkout.reservations import ReservationState
 from seckill.dlq.desk import DeskStores, LetterDesk
 from seckill.dlq.finishing import Finisher
-from seckill.dlq.model import By, Filter, Letter, LetterState
+from seckill.dlq.model import By, Done, Filter, Letter, LetterState
 from seckill.dlq.topic import LetterTopic
 from seckill.domain.errors import BranchFailed
 from seckill.domain.order import Order
@@ -55,7 +55,11 @@ class MemoryTopics(Publisher):
         self.records: dict[str, list[Record]] = {MAIN: [], DEAD: []}
         self.carried = 0
 
+    async def check(self) -> None:
+        """They are always there."""
+
     async def send(self, topic: str, *, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
+        assert (key, value) != (None, None), "Kafka's client takes no such record"
         await stop_before("send")
         self.write(topic, key, value, headers)
 
@@ -123,7 +127,7 @@ class LetterWorld:
             return await in_transaction(sessions, work)
 
         reservations, parked = MemoryReservations(self.rows), StoppingParked(self._link, LEDGER, self.ledger)
-        topic = LetterTopic(self.topics.read_at)
+        topic = LetterTopic(self.topics.read_at, main_topic=MAIN)
         finisher = Finisher(
             in_transaction=do, topic=topic, reservations=reservations, parked=parked, publisher=self.topics,
             main_topic=MAIN,
@@ -173,7 +177,11 @@ class LetterWorld:
             case "resume":
                 return await self.desk.resume()
             case _:
-                return await self.desk.resolve()
+                return await self.desk.resolve(lost_after_ms=0)
+
+    def insist(self, letter: Letter) -> Done:
+        """Somebody replays it, whatever speaks against that."""
+        return self._run(self.desk.replay(letter, By("anna", "n"), force=True))
 
     def goes_on(self, name: str, *, steps: int) -> None:
         self._run(self.actors[name].go_on(steps))

@@ -145,8 +145,8 @@ class Letters:
     async def replay(self, letter: Letter, *, edit: bytes | None = None, force: bool = False) -> Done:
         return await self.desk.replay(letter, ANNA, edit=edit, force=force)
 
-    async def discard(self, letter: Letter) -> Done:
-        return await self.desk.discard(letter, By("bert", "the buyer has called"))
+    async def discard(self, letter: Letter, *, force: bool = False) -> Done:
+        return await self.desk.discard(letter, By("bert", "the buyer has called"), force=force)
 
 
 def record_of(order: Order, *, offset: int = 0) -> Record:

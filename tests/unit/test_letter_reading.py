@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
@@ -9,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consumers.conflicts import Conflicts
+from seckill.admission.ledger import Ledger
 from seckill.dlq.index import story_values
 from seckill.dlq.reading import FoundLetter, found_letter, replay_headers
 from seckill.domain.errors import BranchFailed
 from seckill.domain.order import Order, derived_order_id
 from seckill.domain.reasons import DeadLetterReason
-from seckill.messaging.dead_letters import Letter, letter_headers
+from seckill.messaging.dead_letters import DeadLetters, Letter, letter_headers
 from seckill.messaging.envelope import Record, decode, encode
 from seckill.messaging.letters import letter as letters
 
@@ -70,6 +73,35 @@ def test_an_impostor_owns_no_order() -> None:
     """Its letter is kept under where it arrived, for the order's own letter has the order's id."""
     found = found_letter(letter_of(RECORD, replace(LETTER, reason=DeadLetterReason.ID_REUSED)))
     assert (found.order, found.claims, found.subject) == (None, ORDER.order_id, "orders/2/11")
+
+
+class Drawer(DeadLetters):
+    """Letters as they would be written."""
+
+    def __init__(self) -> None:
+        self.letters: list[Record] = []
+
+    async def bury(self, record: Record, letter: Letter) -> None:
+        self.letters.append(letter_of(record, letter, at=len(self.letters)))
+
+
+class NoLedger(Ledger):
+    def __init__(self) -> None:
+        """Holds nothing."""
+
+    async def park(self, orders: Sequence[Order]) -> int:
+        return len(orders)
+
+
+async def test_a_ledger_entry_has_one_letter() -> None:
+    """Whoever sets it aside may die and do it again: both letters have one subject, another entry's has another."""
+    drawer = Drawer()
+    other = replace(ORDER, order_id=derived_order_id(7, "y", at_ms=1))
+    await Conflicts(NoLedger(), drawer, topic="orders").set_aside([ORDER, ORDER, other])
+    first, again, others = [found_letter(each) for each in drawer.letters]
+    assert first.subject == again.subject != others.subject
+    assert (first.impostor, first.claims) == (True, ORDER.order_id)
+    assert str(again.record) == "orders-dlt/0/1"
 
 
 def test_springs_headers_are_read() -> None:
