@@ -3,6 +3,12 @@
 read the reservations ─▶ ended, or a transaction holds it ─▶ back to the carrier
                       └▶ nothing holds it ─▶ later: ledger entry put off, then the retry record
                                           └▶ dead:  letter, then ledger entry parked
+
+Four words, of an order's record and of its ledger entry:
+- put off: a copy of the record waits in a retry topic, and the entry is due only after that;
+- postponed: the entry is due later, nothing else; reconcile looks after the order then;
+- parked: the entry is never due, as there is a letter that an operator replays or discards;
+- set aside: there is a letter, and the entry, if there is one, is parked.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ from consumers.persistence import until_done
 from seckill.admission.ledger import Ledger
 from seckill.checkout.reservations import Reservations, outcome_of
 from seckill.crashpoints import CrashPoint, reach
-from seckill.domain.errors import OrderIdReused, SeckillError
+from seckill.domain.errors import OrderIdReused, RecordTooLarge, SeckillError
 from seckill.domain.order import Order
 from seckill.domain.outcomes import Confirmed, Failed, OrderResult, OrderStatus, Rejected, Undecided
 from seckill.domain.reasons import DeadLetterReason
@@ -101,16 +107,19 @@ class Aside:
         """Those whose reservations say that nothing holds them, and that the ledger does not bring back."""
         orders = [each.carried.order for each in given_up]
         try:
-            rows = await self._reservations.of_orders(orders)
-        except SeckillError as unread:
-            log.warning("orders_not_put_aside", orders=len(orders), first=orders[0].order_id, error=str(unread))
-            left.undecided += [each.carried for each in given_up]
-            return []
+            rows, unread = await self._reservations.readable(orders)
+        except SeckillError as silent:
+            rows, unread = {}, dict.fromkeys([order.key for order in orders], silent)
+        if unread:
+            cause = str(next(iter(unread.values())))
+            log.warning("orders_not_put_aside", orders=len(unread), of=len(orders), error=cause)
         free: list[GivenUp] = []
         brought_back = await self._brought_back([order for order in orders if order.admission_number is None])
         for each in given_up:
             order = each.carried.order
             match outcome_of(order, rows.get(order.key), gid=""):
+                case _ if order.key in unread:
+                    left.undecided.append(each.carried)
                 case Confirmed() | Rejected() as end:
                     left.ended.append((order, end))
                 case Undecided():
@@ -144,18 +153,27 @@ class Aside:
         now_ms = time.time_ns() // 1_000_000
         unsent = [(each, now_ms + later.delay_ms) for each, later in waiting]
         delay_ms = max(later.delay_ms for _, later in waiting)
+        too_large: list[GivenUp] = []
 
         async def step() -> None:
             nonlocal unsent
+            await self._publisher.check()  # what is sent while Kafka is down arrives later, once for each repetition
             await self._ledger.put_off([each.carried.order for each, _ in unsent], delay_ms=delay_ms)
             ends = await asyncio.gather(*(self._send(tier, *pair) for pair in unsent), return_exceptions=True)
             reach(CrashPoint.RETRY_SENT)
-            failed = [(pair, end) for pair, end in zip(unsent, ends, strict=True) if end is not None]
-            unsent = [pair for pair, _ in failed]
-            for _, error in failed:
-                raise error
+            too_large.extend(each for (each, _), end in zip(unsent, ends, strict=True) if end is False)
+            unsent = [pair for pair, end in zip(unsent, ends, strict=True) if isinstance(end, BaseException)]
+            for end in ends:
+                if isinstance(end, BaseException):
+                    raise end
 
         await until_done(step)
+        await self._bury([(each, Dead(DeadLetterReason.RETRIES_EXHAUSTED)) for each in too_large])
+        self._tell(tier, [pair for pair in waiting if pair[0] not in too_large], delay_ms)
+
+    def _tell(self, tier: RetryTier, waiting: Sequence[tuple[GivenUp, Later]], delay_ms: int) -> None:
+        if not waiting:
+            return
         for each, _ in waiting:
             RETRIES.labels(str(tier.number), type(each.error).__name__).inc()
         first = waiting[0][0]
@@ -164,12 +182,18 @@ class Aside:
             first=first.carried.order.order_id, attempts=first.carried.attempts_in_all, error=str(first.error),
         )  # fmt: skip
 
-    async def _send(self, tier: RetryTier, given_up: GivenUp, due_ms: int) -> None:
+    async def _send(self, tier: RetryTier, given_up: GivenUp, due_ms: int) -> bool:
+        """Whether the topic takes such a record at all. Raises PublishUnknown."""
         carried, error = given_up.carried, given_up.error
         cause = f"{type(error).__name__}: {error}"
         story = RetryStory(carried.attempts_in_all, carried.first_failed_ms, due_ms, cause)
         key, value, headers = retry_record(carried.delivered.record, carried.order, tier, story)
-        await self._publisher.send(tier.topic, key=key, value=value, headers=headers)
+        try:
+            await self._publisher.send(tier.topic, key=key, value=value, headers=headers)
+        except RecordTooLarge as refused:
+            log.warning("order_not_put_off", order_id=carried.order.order_id, error=str(refused))
+            return False
+        return True
 
     # --- dead ----------------------------------------------------------------------------------------------------
 

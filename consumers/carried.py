@@ -42,6 +42,30 @@ class Carried:
         return self.before.attempts + self.attempts
 
 
+PIECES_HANGING_MAX, HANGING_S = 3, 5.0
+"""So many pieces in a row that fail as a whole, for longer than that: it is not one order that makes them."""
+
+
+@dataclass(slots=True)
+class Hanging:
+    """The pieces of an attempt that failed as a whole, one after the other, since the last one that did not."""
+
+    in_a_row: int = 0
+    since_s: float = 0.0
+    cause: Exception | None = None
+
+    def note(self, cause: Exception | None, *, began_s: float) -> None:
+        """A piece was tried from `began_s` on; `cause` is what all of its orders failed for, None: not all failed."""
+        if self.in_a_row == 0:
+            self.since_s = began_s
+        self.cause, self.in_a_row = cause, self.in_a_row + 1 if cause is not None else 0
+
+    def blamed_for_all(self, *, now_s: float) -> Exception | None:
+        """What the pieces that are left would fail for as well; None: they are to be tried."""
+        lasts = self.in_a_row >= PIECES_HANGING_MAX and now_s - self.since_s > HANGING_S
+        return self.cause if lasts else None
+
+
 def split_reused(orders: Sequence[Delivered]) -> tuple[list[Delivered], list[Delivered]]:
     """Each order id once, and those that reuse an id with other contents. Pure.
 

@@ -70,8 +70,8 @@ class ReconcileLimits:
 
 @dataclass(slots=True)
 class Findings:
-    """What a look found and did: `settled`, `waiting`, `republished`, `publish_unknown`, `slow`, `conflicting`,
-    `orphan_confirmed`, `orphan_cancelled`, `carried`, `contradicting`.
+    """What a look found and did: `settled`, `waiting`, `unread`, `republished`, `publish_unknown`, `slow`,
+    `conflicting`, `orphan_confirmed`, `orphan_cancelled`, `carried`, `contradicting`.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -91,6 +91,7 @@ class _Sorted:
     waiting: list[Order] = field(default_factory=list)
     free: list[LedgerEntry] = field(default_factory=list)
     conflicting: list[Order] = field(default_factory=list)
+    unread: list[Order] = field(default_factory=list)
 
 
 class Reconciler:
@@ -189,11 +190,14 @@ class Reconciler:
         """Entries of one product that are past their time."""
         if not due:
             return
-        rows = await self._reservations.of_orders([entry.order for entry in due])
+        rows, unread = await self._reservations.readable([entry.order for entry in due])
         found = _Sorted()
         for entry in due:
             order = entry.order
             match outcome_of(order, rows.get(order.key), gid=""):
+                case _ if order.key in unread:
+                    log.error("reservation_unread", order_id=order.order_id, error=str(unread[order.key]))
+                    found.unread.append(order)
                 case Confirmed() | Rejected() as end:
                     found.ended.append((order, end))
                 case Undecided():
@@ -204,10 +208,11 @@ class Reconciler:
                     found.free.append(entry)
         if found.ended:
             await self._ledger.settle(found.ended)
-        await self._ledger.postpone(found.waiting, delay_ms=self._limits.undecided_wait_ms)
+        await self._ledger.postpone(found.waiting + found.unread, delay_ms=self._limits.undecided_wait_ms)
         await self._conflicts.set_aside(found.conflicting)
         findings.note("settled", len(found.ended))
         findings.note("waiting", len(found.waiting))
+        findings.note("unread", len(found.unread))
         findings.note("conflicting", len(found.conflicting))
         if found.free:
             await self._publish_lost(found.free, findings)

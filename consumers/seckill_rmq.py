@@ -13,15 +13,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 
 import structlog
 from prometheus_client import Histogram
 
 from consumers.aside import OUTCOMES, Aside, GivenUp, comes_back
-from consumers.carried import Carried, pieces, split_reused
+from consumers.carried import Carried, Hanging, pieces, split_reused
 from consumers.dependencies import Dependencies, blamed, blamed_by_all
 from consumers.persistence import until_done
 from seckill.admission.ledger import Ledger
+from seckill.admission.parked import ParkedOrders
 from seckill.checkout.groups import halves
 from seckill.checkout.late import LateAdmission
 from seckill.checkout.reservations import Reservations
@@ -30,7 +32,7 @@ from seckill.domain.errors import AdmissionClosed, InvalidOrder, SeckillError
 from seckill.domain.order import Order, OrderId
 from seckill.domain.outcomes import Confirmed, Failed, Outcome, Rejected, SetAside, Undecided
 from seckill.domain.retry import Dead, Later, Retry, RetryPolicy
-from seckill.messaging.dead_letters import DeadLetters, Letter
+from seckill.messaging.dead_letters import DeadLetters, Letter, replays_of
 from seckill.messaging.delivery import Delivered
 from seckill.messaging.envelope import Record
 from seckill.messaging.publisher import Publisher
@@ -50,9 +52,6 @@ ADMITTED_TO_CONFIRMED = Histogram(
 HELD_PAUSE_MS = 2_000
 """Pause before an undecided order that the ledger does not hold is looked at again."""
 
-PIECES_HANGING_MAX, HANGING_S = 3, 5.0
-"""So many pieces in a row that fail as a whole, for longer than that: it is not one order that makes them."""
-
 Outcomes = dict[OrderId, Outcome]
 
 
@@ -63,6 +62,7 @@ class SeckillCarrier:
         self,
         *,
         ledger: Ledger,
+        parked: ParkedOrders,
         late: LateAdmission,
         checkout: TccCheckout,
         reservations: Reservations,
@@ -74,6 +74,7 @@ class SeckillCarrier:
         undecided_wait_ms: int,
     ) -> None:
         self._ledger = ledger
+        self._parked = parked
         self._late = late
         self._checkout = checkout
         self._dead_letters = dead_letters
@@ -132,18 +133,20 @@ class SeckillCarrier:
         return [carried for carried in orders if carried.order.order_id not in seen.ended | seen.reused]
 
     async def _try_pieces(self, orders: Sequence[Carried], count: int) -> Outcomes:
-        """One attempt of each order, of a group that once had `count`. One piece after the other: what one of them
-        makes wait in the database is not to fail the next. When piece after piece hangs, the rest is spared that wait.
+        """One attempt of each order, of a group that once had `count`, and the end of those that have one. One piece
+        after the other: what one of them makes wait in the database is not to fail the next. When piece after piece
+        hangs, the rest is spared that wait.
         """
         outcomes: Outcomes = {}
-        began_s, in_a_row, cause = time.monotonic(), 0, None
+        hanging = Hanging()
         for piece in pieces(orders, lambda attempts: self._policy.piece_size(count, attempts=attempts)):
-            if cause is not None and in_a_row >= PIECES_HANGING_MAX and time.monotonic() - began_s > HANGING_S:
+            began_s = time.monotonic()
+            if (cause := hanging.blamed_for_all(now_s=began_s)) is not None:
                 found = _spared(piece, cause)
             else:
                 found = await self._try_once(piece)
-                cause = blamed_by_all(found.values())
-                in_a_row = in_a_row + 1 if cause is not None else 0
+                hanging.note(blamed_by_all(found.values()), began_s=began_s)
+                await self._settle(_ends(piece, found))  # now: their buyers need not wait for the other pieces
             outcomes |= found
         return outcomes
 
@@ -182,23 +185,24 @@ class SeckillCarrier:
     # --- routing -------------------------------------------------------------------------------------------------
 
     async def _route(self, orders: Sequence[Carried], outcomes: Outcomes, down: Collection[str]) -> list[Carried]:
-        """Settles what ended, lets wait what is undecided, puts aside what has had its attempts; returns what is tried
-        again.
+        """Of orders whose ends are settled: lets wait what is undecided, puts aside what has had its attempts; returns
+        what is tried again.
 
         What failed because of a dependency that is `down` was no attempt.
         """
-        ended: list[tuple[Order, Confirmed | Rejected]] = []
         undecided: list[Carried] = []
         again: list[Carried] = []
         given_up: list[GivenUp] = []
         pause_ms, cause = 0, ""
         for carried in orders:
             match outcomes[carried.order.order_id]:
-                case Confirmed() | Rejected() as end:
-                    ended.append((carried.order, end))
                 case Undecided(gid, detail):
                     log.info("order_undecided", order_id=carried.order.order_id, gid=gid, detail=detail)
                     undecided.append(carried)
+                case SetAside() if replays_of(carried.delivered.record):  # what set it aside came before the replay
+                    await until_done(partial(self._parked.unpark, carried.order))
+                    again.append(carried)
+                    pause_ms, cause = max(pause_ms, self._policy.base_ms), "set aside before it was replayed"
                 case SetAside():
                     log.info("order_set_aside_before", order_id=carried.order.order_id)
                 case Failed(error) if blamed(error) in down:
@@ -214,7 +218,6 @@ class SeckillCarrier:
                             pause_ms, cause = max(pause_ms, delay_ms), str(error)
                         case Later() | Dead() as verdict:
                             given_up.append(GivenUp(carried, verdict, error))
-        await self._settle(ended)
         left = await self._aside.take(given_up)
         await self._settle(left.ended)
         held = await self._postpone(undecided + left.undecided)
@@ -229,7 +232,7 @@ class SeckillCarrier:
         """What becomes of an order that failed. It dies of nothing that it may have caught from its neighbours."""
         carried.failed(at_ms=_now_ms())
         match self._policy.decide(attempt=carried.attempts, tier=carried.tier, error=error):
-            case Dead() if not carried.alone and isinstance(error, SeckillError) and error.retryable:
+            case Dead() if not carried.alone and not isinstance(error, InvalidOrder):  # that one is about itself
                 return Retry(self._policy.base_ms)
             case verdict:
                 return verdict
@@ -261,6 +264,11 @@ class SeckillCarrier:
         await until_done(lambda: self._ledger.postpone(waiting, delay_ms=self._undecided_wait_ms))
         known = await until_done(lambda: self._ledger.results([order.order_id for order in waiting]))
         return [carried for carried in orders if not comes_back(known.get(carried.order.order_id))]
+
+
+def _ends(orders: Sequence[Carried], outcomes: Outcomes) -> list[tuple[Order, Confirmed | Rejected]]:
+    found = [(carried.order, outcomes[carried.order.order_id]) for carried in orders]
+    return [(order, outcome) for order, outcome in found if isinstance(outcome, Confirmed | Rejected)]
 
 
 def _spared(orders: Sequence[Carried], cause: Exception) -> Outcomes:

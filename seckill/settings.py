@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
@@ -440,6 +440,8 @@ class AlertSettings(Section):
     branch_attempts_max: Count = 5  # of a Confirm or Cancel
     stuck_after_ms: Milliseconds = 120_000  # a global transaction that has not ended
     audit_every_ms: Milliseconds = 300_000
+    # A target that takes longer is counted as slow, and waited for: nothing is sent to it twice. `seckill alerts test`
+    # gives it up.
     send_timeout_ms: Milliseconds = 10_000
     queue_max: Annotated[int, Field(gt=0, le=100_000)] = 1_000  # messages that wait for targets
     drain_timeout_ms: Milliseconds = 10_000
@@ -480,6 +482,14 @@ class Settings(BaseSettings):
         "front", "kafka", "redis", "ledger", "product", "order", "dtm", "coordinator", "worker",
         "reconcile", "retry", "dead_letters", "alerts", "tls", "log",
     )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _letters_have_a_topic_of_their_own(self) -> Self:
+        retry_topics = [f"{self.kafka.topic}-retry-{number}" for number in range(len(self.retry.topic_delays_ms))]
+        if self.kafka.dead_letter_topic in (self.kafka.topic, *retry_topics):
+            topic = self.kafka.dead_letter_topic
+            raise ValueError(f"kafka.dead_letter_topic ({topic}) must not be kafka.topic or one of its retry topics")
+        return self
 
     @model_validator(mode="after")
     def _rebuild_waits_for_publishes(self) -> Self:
@@ -591,19 +601,27 @@ def _not_json() -> list[str]:
     problems = []
     for name, value in sorted(os.environ.items()):
         section, _, key = name.upper().removeprefix(ENV_PREFIX).lower().partition(ENV_DELIMITER)
-        if section not in Settings.SECTIONS or key not in _lists(section):
+        examples = _lists(section) if section in Settings.SECTIONS else {}
+        if key not in examples:
             continue
         try:
             json.loads(value)
         except ValueError:
-            problems.append(f"{name}: must be a JSON list, for example [1000, 5000]")
+            problems.append(f"{name}: must be a JSON list, for example {examples[key]}")
     return problems
 
 
-def _lists(section: str) -> set[str]:
+def _lists(section: str) -> dict[str, str]:
+    """The section's keys that hold several values, each with how such a list is written."""
     model = Settings.model_fields[section].annotation
     assert model is not None
-    return {key for key, field in model.model_fields.items() if get_origin(field.annotation) is tuple}
+    lists = {key: field for key, field in model.model_fields.items() if get_origin(field.annotation) is tuple}
+    return {key: _example(get_args(field.annotation)[0]) for key, field in lists.items()}
+
+
+def _example(kind: Any) -> str:
+    """A list of such values, as JSON; `kind` may be annotated."""
+    return "[1000, 5000]" if int in (kind, *get_args(kind)) else '["first", "second"]'
 
 
 def _is_of(problem: Any, variables: list[str]) -> bool:

@@ -8,6 +8,7 @@ from enum import Enum
 
 import grpc
 
+from seckill.checkout.groups import halves
 from seckill.domain.errors import BranchFailed, OrderIdReused, ProductUnavailable, SeckillError
 from seckill.domain.order import Order
 from seckill.domain.outcomes import Confirmed, Failed, Outcome, Rejected, Undecided
@@ -126,6 +127,24 @@ class Reservations:
                 raise self._problem("Reservations", error) from error
             found |= _by_key(reply.reservations)
         return found
+
+    async def readable(self, orders: Sequence[Order]) -> tuple[dict[bytes, Reservation], dict[bytes, Exception]]:
+        """As `of_orders`, and by order key why a row cannot be read: it keeps nobody from the rows of the others.
+
+        Raises ProductUnavailable alone.
+        """
+        try:
+            return await self.of_orders(orders), {}
+        except (BranchFailed, ValueError) as error:  # the latter: a state that is not known here
+            if len(orders) == 1:
+                return {}, {orders[0].key: error}
+        rows: dict[bytes, Reservation] = {}
+        unread: dict[bytes, Exception] = {}
+        for half in halves(orders):
+            found, failed = await self.readable(half)
+            rows |= found
+            unread |= failed
+        return rows, unread
 
     async def pages_of_sale(self, sale_id: int) -> AsyncIterator[list[Reservation]]:
         """Every row of the sale, by buyer and order id. Each page is read for itself: rows may change in between."""

@@ -296,15 +296,16 @@ class TccCheckout:
         """The refused end as rejected, and only as what then stands says; the rest runs under a new gid."""
         refused = [order for order in free if order.key in reasons]
         rest = [order for order in free if order.key not in reasons]
+        outcomes = await self._reject(gid, refused, reasons)
+        return outcomes | (await self._transact(rest) if rest else {})
+
+    async def _reject(self, gid: str, refused: Sequence[Order], reasons: Mapping[bytes, str]) -> Outcomes:
         try:
             rows = await self._reservations.reject(refused, reasons)
         except SeckillError as error:
-            return _all_failed(free, error)
+            return _all_failed(refused, error)
         lost = Failed(TransactionCancelled(gid, "its rejection did not stay"))
-        outcomes: Outcomes = {
-            order.order_id: outcome_of(order, rows.get(order.key), gid=gid) or lost for order in refused
-        }
-        return outcomes | (await self._transact(rest) if rest else {})
+        return {order.order_id: outcome_of(order, rows.get(order.key), gid=gid) or lost for order in refused}
 
     async def _divide(self, orders: Sequence[Order], error: SeckillError) -> Outcomes:
         """Two halves. When a slow service fails the first half as well, the second is spared the same wait."""

@@ -111,7 +111,16 @@ def moment(at_ms: int | None) -> str:
     """A time in milliseconds as ISO 8601 in the user's own time zone; `-` for none."""
     if not at_ms:
         return "-"
-    return datetime.fromtimestamp(at_ms / 1000, tz=UTC).astimezone().isoformat(timespec="seconds")
+    at = _local(at_ms)
+    return f"{at_ms} ms" if at is None else at.isoformat(timespec="seconds")
+
+
+def _local(at_ms: int) -> datetime | None:
+    """None for a time that no calendar has: a record's writer may claim any."""
+    try:
+        return datetime.fromtimestamp(at_ms / 1000, tz=UTC).astimezone()
+    except (OverflowError, ValueError, OSError):
+        return None
 
 
 def exact_moment(at_ms: int | None) -> str:
@@ -119,6 +128,8 @@ def exact_moment(at_ms: int | None) -> str:
     if not at_ms:
         return "-"
     whole = moment(at_ms)
+    if _local(at_ms) is None:
+        return whole
     return f"{whole[:19]}.{at_ms % 1000:03d}{whole[19:]}"
 
 
@@ -129,9 +140,9 @@ def event_lines(events: Iterable[Event]) -> list[str]:
 
 def brief_moment(at_ms: int | None) -> str:
     """A time for a column: on a terminal no longer than a person needs, else as `moment` has it."""
-    if not at_ms or not stdout_is_terminal():
+    at = _local(at_ms) if at_ms else None
+    if at is None or not stdout_is_terminal():
         return moment(at_ms)
-    at = datetime.fromtimestamp(at_ms / 1000, tz=UTC).astimezone()
     today = at.date() == datetime.now(tz=UTC).astimezone().date()
     return at.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M")
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from consumers.survivors import Rebuilt
     from seckill.settings import Settings
 
-NEEDS_A_PERSON = ("conflicting", "contradicting")
+NEEDS_A_PERSON = ("conflicting", "contradicting", "unread")
 
 
 def reconcile(

@@ -13,7 +13,9 @@ import structlog
 from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.errors import RecordTooLarge
 from seckill.domain.reasons import DeadLetterReason
-from seckill.messaging.envelope import Headers, Record, origin, with_origin
+from seckill.messaging.envelope import ORIGIN_HEADER, Headers, Record, origin, with_origin
+from seckill.messaging.envelope import REPLAY_OF_HEADER as REPLAY_OF_HEADER  # noqa: PLC0414 - of letters, too
+from seckill.messaging.envelope import REPLAYS_HEADER as REPLAYS_HEADER  # noqa: PLC0414
 from seckill.messaging.publisher import Publisher
 from seckill.messaging.retry_topics import RETRY_PREFIX, number_of
 
@@ -27,8 +29,8 @@ VALUE_LEFT_HEADER = "seckill-dlq-value-left"
 
 REASON_HEADER = "seckill-dlq-reason"
 
-REPLAYS_HEADER = "seckill-dlq-replays"
-"""How often the record was published again by an operator, of whom a later letter knows by it."""
+PLACE_BYTES_MAX = 500
+"""Of a header that names a place or a letter, in a letter without its record."""
 
 _OURS = ("__dlq.errors.", "seckill-dlq-")
 
@@ -52,10 +54,14 @@ def reason_of(letter: Record) -> DeadLetterReason | None:
         return None
 
 
+def replays_of(record: Record) -> int:
+    """How often an operator has published the record again; 0: it came by itself."""
+    return number_of(next((value for name, value in record.headers if name == REPLAYS_HEADER), None))
+
+
 def letter_headers(record: Record, letter: Letter, *, group: str, now_ms: int) -> Headers:
     """The record's own headers and the story of its failure, of which earlier ones are part. Pure."""
     kept = tuple(header for header in with_origin(record) if not header[0].startswith((*_OURS, RETRY_PREFIX)))
-    replays = next((value for name, value in record.headers if name == REPLAYS_HEADER), None)
     story = {
         "__dlq.errors.topic": record.topic,
         "__dlq.errors.partition": str(record.partition),
@@ -67,9 +73,21 @@ def letter_headers(record: Record, letter: Letter, *, group: str, now_ms: int) -
         "seckill-dlq-attempts": str(letter.attempts),
         "seckill-dlq-first-failed-ms": str(letter.first_failed_ms),
         "seckill-dlq-last-failed-ms": str(now_ms),
-        REPLAYS_HEADER: str(number_of(replays)),
+        REPLAYS_HEADER: str(replays_of(record)),
     }
     return (*kept, *((name, value.encode()) for name, value in story.items()))
+
+
+def _without_its_own(headers: Headers) -> Headers:
+    """A letter's headers without those that its record brought along, which may be what is too large. What leads to the
+    row of a replayed letter stays.
+    """
+    places = {
+        name: (name, value)
+        for name, value in headers
+        if name in (ORIGIN_HEADER, REPLAY_OF_HEADER) and len(value or b"") <= PLACE_BYTES_MAX
+    }
+    return (*places.values(), *(header for header in headers if header[0].startswith(_OURS)))
 
 
 class DeadLetters:
@@ -86,6 +104,7 @@ class DeadLetters:
         When the topic takes smaller records than the one that it came from, the letter only says where the record is:
         a partition must not stand still for it.
         """
+        await self._publisher.check()  # what is sent while Kafka is down arrives later, once for each repetition
         headers = letter_headers(record, letter, group=self._group, now_ms=int(time.time() * 1000))
         value = b"" if record.key is None and record.value is None else record.value  # the client takes no such record
         reach(CrashPoint.BURYING)
@@ -93,7 +112,6 @@ class DeadLetters:
             await self._publisher.send(self._topic, key=record.key, value=value, headers=headers)
         except RecordTooLarge as error:
             log.warning("letter_without_its_record", where=origin(record), error=str(error))
-            story = tuple(header for header in headers if header[0].startswith(_OURS))
             left = (VALUE_LEFT_HEADER, str(error.size_bytes).encode())
-            await self._publisher.send(self._topic, key=None, value=b"", headers=(*story, left))
+            await self._publisher.send(self._topic, key=None, value=b"", headers=(*_without_its_own(headers), left))
         reach(CrashPoint.BURIED)

@@ -7,18 +7,18 @@ What waits is read again when it is due; nothing of it is kept here but the time
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from seckill.messaging.delivery import record_of
 from seckill.messaging.envelope import Record
+from seckill.messaging.fetching import Batches
 from seckill.messaging.metrics import WAITING_PARTITIONS
 from seckill.messaging.retry_topics import RetryTier, tier_of, waits_until_ms
-
-Batches = Mapping[TopicPartition, Sequence[ConsumerRecord]]
 
 
 class Gate(Protocol):
@@ -30,7 +30,7 @@ class Gate(Protocol):
     def let_through(self, consumer: AIOKafkaConsumer, batches: Batches) -> Batches:
         """What the worker gets of a fetch. The rest is read again."""
 
-    def forget(self, partitions: Iterable[TopicPartition]) -> None:
+    def forget(self, partitions: Collection[TopicPartition]) -> None:
         """They are another worker's now."""
 
 
@@ -43,16 +43,36 @@ class OpenGate:
     def let_through(self, consumer: AIOKafkaConsumer, batches: Batches) -> Batches:
         return batches
 
-    def forget(self, partitions: Iterable[TopicPartition]) -> None:
+    def forget(self, partitions: Collection[TopicPartition]) -> None:
         """It remembers none."""
 
 
-def split_due(records: Sequence[Record], tier: RetryTier, *, now_ms: int) -> tuple[int, int | None]:
+@dataclass(slots=True)
+class Seen:
+    """When the records of a partition were first fetched: ascending offsets, each with the time for it and below."""
+
+    marks: deque[tuple[int, int]] = field(default_factory=deque)
+
+    def note(self, last: int, *, now_ms: int) -> None:
+        """A fetch came as far as this offset."""
+        if not self.marks or last > self.marks[-1][0]:
+            self.marks.append((last, now_ms))
+
+    def when(self, offset: int, *, now_ms: int) -> int:
+        return next((at_ms for last, at_ms in self.marks if offset <= last), now_ms)
+
+    def passed(self, offset: int) -> None:
+        """What is below is not read again."""
+        while self.marks and self.marks[0][0] < offset:
+            self.marks.popleft()
+
+
+def split_due(records: Sequence[Record], tier: RetryTier, seen: Seen, *, now_ms: int) -> tuple[int, int | None]:
     """How many records of a partition, from the first on, are due, and until when the next one waits (None: all are).
     Pure.
     """
     for count, record in enumerate(records):
-        until_ms = waits_until_ms(record, tier)
+        until_ms = waits_until_ms(record, tier, seen_ms=seen.when(record.offset, now_ms=now_ms))
         if until_ms > now_ms:
             return count, until_ms
     return len(records), None
@@ -65,6 +85,7 @@ class DueGate:
         self._tiers = tiers
         self._now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)
         self._waiting: dict[TopicPartition, int] = {}  # paused partition → until when
+        self._seen: defaultdict[TopicPartition, Seen] = defaultdict(Seen)
 
     @property
     def waiting(self) -> Mapping[TopicPartition, int]:
@@ -75,7 +96,7 @@ class DueGate:
         now_ms = self._now_ms()
         due = [partition for partition, until_ms in self._waiting.items() if until_ms <= now_ms]
         consumer.resume(*(partition for partition in due if partition in consumer.assignment()))
-        self.forget(due)
+        self._let_go(due)
         return min([at_most_ms, *(until_ms - now_ms for until_ms in self._waiting.values())])
 
     def let_through(self, consumer: AIOKafkaConsumer, batches: Batches) -> Batches:
@@ -83,8 +104,11 @@ class DueGate:
         for partition, fetched in batches.items():
             tier = tier_of(partition.topic, self._tiers)
             count, until_ms = len(fetched), None
-            if tier is not None:
-                count, until_ms = split_due([record_of(each) for each in fetched], tier, now_ms=self._now_ms())
+            if tier is not None and fetched:
+                seen, now_ms = self._seen[partition], self._now_ms()
+                seen.note(fetched[-1].offset, now_ms=now_ms)
+                count, until_ms = split_due([record_of(each) for each in fetched], tier, seen, now_ms=now_ms)
+                seen.passed(fetched[-1].offset + 1 if until_ms is None else fetched[count].offset)
             if count:
                 through[partition] = fetched[:count]
             if until_ms is not None:
@@ -94,7 +118,12 @@ class DueGate:
         self._count()
         return through
 
-    def forget(self, partitions: Iterable[TopicPartition]) -> None:
+    def forget(self, partitions: Collection[TopicPartition]) -> None:
+        for partition in partitions:
+            self._seen.pop(partition, None)
+        self._let_go(partitions)
+
+    def _let_go(self, partitions: Collection[TopicPartition]) -> None:
         for partition in partitions:
             self._waiting.pop(partition, None)
         self._count()

@@ -20,6 +20,12 @@ from seckill.domain.order import MAX_ID, Order, OrderId, derived_order_id, parse
 ORIGIN_HEADER = "seckill-origin"
 """`topic/partition/offset/timestamp_ms` of a record's first arrival."""
 
+REPLAYS_HEADER = "seckill-dlq-replays"
+"""How often the record was published again by an operator, of whom a later letter knows by it."""
+
+REPLAY_OF_HEADER = "seckill-replay-of"
+"""Of a replayed record, and of its letter when it comes back: the subject of the letter that was replayed."""
+
 ARRAY_ORDERS_MAX = 1_000
 """Most orders that one record in the first article's form may hold."""
 

@@ -6,7 +6,7 @@ Only OffsetFetch and ListOffsets are used, which every broker answers, librdkafk
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from aiokafka.errors import KafkaError
 from seckill.domain.errors import PublishUnknown
 from seckill.messaging.connection import connection, start
 from seckill.messaging.envelope import Record
+from seckill.messaging.fetching import fetch
 from seckill.messaging.retry_topics import RetryTier
 from seckill.settings import KafkaSettings
 
@@ -24,6 +25,11 @@ READ_WITHIN_MS = 3_600_000
 """Longest reading of a whole topic: at 20,000 records a second, which one process decodes, 72 million."""
 
 TAKEN_AT_ONCE = 500
+
+WHOLE_TOPIC_BYTES = 1_048_576
+
+ONE_RECORD_BYTES = 32_768
+"""Enough for the batches that producers write; of a larger one a broker sends all that there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,8 @@ async def consumer_lag(settings: KafkaSettings, tiers: Sequence[RetryTier] = ())
 async def group_lag(settings: KafkaSettings, group: str, topics: Sequence[str]) -> list[PartitionLag]:
     """The group's lag on every partition of those of the topics that there are. Raises PublishUnknown."""
     within_ms = settings.request_timeout_ms
-    async with _onlooker(settings, *topics, group=group, within_ms=within_ms) as (consumer, partitions):
+    onlooker = _onlooker(settings, *topics, group=group, within_ms=within_ms, fetch_bytes=ONE_RECORD_BYTES)
+    async with onlooker as (consumer, partitions):
         return await _lags(consumer, partitions)
 
 
@@ -102,13 +109,14 @@ async def _committed(consumer: Any, partitions: Sequence[TopicPartition]) -> dic
 
 
 async def _oldest_ms(settings: KafkaSettings, group: str, topics: Sequence[str], *, within_ms: int) -> int | None:
-    async with _onlooker(settings, *topics, group=group, within_ms=within_ms) as (consumer, partitions):
+    onlooker = _onlooker(settings, *topics, group=group, within_ms=within_ms, fetch_bytes=ONE_RECORD_BYTES)
+    async with onlooker as (consumer, partitions):
         _require(settings, topics, partitions)
-        behind = _seek_to_committed(consumer, await _lags(consumer, partitions))
+        ends = _seek_to_committed(consumer, await _lags(consumer, partitions))
         oldest: dict[TopicPartition, int] = {}
-        while behind - oldest.keys():
-            batches = await consumer.getmany(*(behind - oldest.keys()), timeout_ms=200, max_records=len(behind))
-            for partition, records in batches.items():
+        while behind := await _not_at(consumer, ends, oldest):
+            fetched = await fetch(consumer, *behind, timeout_ms=200, max_records=len(ends))
+            for partition, records in fetched.batches.items():
                 oldest.setdefault(partition, min(record.timestamp for record in records))
     return min(oldest.values(), default=None)
 
@@ -120,15 +128,18 @@ def _require(settings: KafkaSettings, topics: Sequence[str], partitions: Sequenc
             raise PublishUnknown(settings.bootstrap, f"topic {topic} has no partitions")
 
 
-def _seek_to_committed(consumer: Any, lags: Sequence[PartitionLag]) -> set[TopicPartition]:
-    """Each partition to where its group goes on; those that hold records from there."""
-    behind = set()
+def _seek_to_committed(consumer: Any, lags: Sequence[PartitionLag]) -> dict[TopicPartition, int]:
+    """Each partition to where its group goes on; returns where each of them ends."""
     for each in lags:
-        partition = TopicPartition(each.topic, each.partition)
-        consumer.seek(partition, max(each.beginning, each.committed or 0))
-        if each.lag:
-            behind.add(partition)
-    return behind
+        consumer.seek(TopicPartition(each.topic, each.partition), max(each.beginning, each.committed or 0))
+    return {TopicPartition(each.topic, each.partition): each.end for each in lags}
+
+
+async def _not_at(
+    consumer: Any, ends: Mapping[TopicPartition, int], found: Container[TopicPartition] = ()
+) -> list[TopicPartition]:
+    """The partitions that have not been read to their ends, without those that are `found`."""
+    return [each for each in ends if each not in found and await consumer.position(each) < ends[each]]
 
 
 async def read_topic(
@@ -144,10 +155,10 @@ async def read_topic(
             return []
         ends = await consumer.end_offsets(partitions)
         await consumer.seek_to_beginning(*partitions)
-        while any([await consumer.position(each) < ends[each] for each in partitions]):
-            batches = await consumer.getmany(timeout_ms=200)
-            fetched = [_record(each) for batch in batches.values() for each in batch]
-            records += filter(wanted, fetched) if wanted else fetched
+        while await _not_at(consumer, ends):
+            batches = (await fetch(consumer, timeout_ms=200)).batches
+            read = [_record(each) for batch in batches.values() for each in batch]
+            records += filter(wanted, read) if wanted else read
     return records
 
 
@@ -177,10 +188,10 @@ async def _at_offsets(consumer: Any, partition: TopicPartition, offsets: Sequenc
         if number == 0 or offset - await consumer.position(partition) > TAKEN_AT_ONCE:
             consumer.seek(partition, offset)
         while await consumer.position(partition) <= offset:
-            batches = await consumer.getmany(partition, timeout_ms=200, max_records=TAKEN_AT_ONCE)
-            for fetched in batches.get(partition, ()):
-                if fetched.offset in wanted:
-                    yield _record(fetched)
+            fetched = await fetch(consumer, partition, timeout_ms=200, max_records=TAKEN_AT_ONCE)
+            for each in fetched.batches.get(partition, ()):
+                if each.offset in wanted:
+                    yield _record(each)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,11 +224,11 @@ async def read_since(
         firsts = await consumer.beginning_offsets(partitions)
         for each, found in (await consumer.offsets_for_times(dict.fromkeys(partitions, since_ms))).items():
             consumer.seek(each, firsts[each] if found is None else found.offset)
-        while behind := [each for each in partitions if await consumer.position(each) < ends[each]]:
-            batches = await consumer.getmany(*behind, timeout_ms=settings.request_timeout_ms, max_records=TAKEN_AT_ONCE)
-            if not batches:
+        while behind := await _not_at(consumer, ends):
+            fetched = await fetch(consumer, *behind, timeout_ms=settings.request_timeout_ms, max_records=TAKEN_AT_ONCE)
+            if not fetched.batches and not fetched.unreadable:
                 raise PublishUnknown(settings.bootstrap, f"{topic}: its records do not come")
-            records = [fetched for batch in batches.values() for fetched in batch]
+            records = [each for batch in fetched.batches.values() for each in batch]
             await take(
                 [
                     Kept(_record(each), each.offset < committed.get(TopicPartition(each.topic, each.partition), 0))
@@ -243,30 +254,33 @@ async def oldest_record_ms(settings: KafkaSettings, topic: str, *, within_ms: in
     Raises PublishUnknown.
     """
     found: dict[TopicPartition, int] = {}
-    async with _onlooker(settings, topic, group=None, within_ms=within_ms) as (consumer, partitions):
+    onlooker = _onlooker(settings, topic, group=None, within_ms=within_ms, fetch_bytes=ONE_RECORD_BYTES)
+    async with onlooker as (consumer, partitions):
         if not partitions:
             return None
         ends = await consumer.end_offsets(partitions)
         await consumer.seek_to_beginning(*partitions)
-        while waiting := [
-            each for each in partitions if each not in found and await consumer.position(each) < ends[each]
-        ]:
-            for partition, batch in (await consumer.getmany(*waiting, timeout_ms=200)).items():
+        while waiting := await _not_at(consumer, ends, found):
+            for partition, batch in (await fetch(consumer, *waiting, timeout_ms=200)).batches.items():
                 found[partition] = batch[0].timestamp
     return min(found.values(), default=None)
 
 
 @asynccontextmanager
 async def _onlooker(
-    settings: KafkaSettings, *topics: str, group: str | None, within_ms: int
+    settings: KafkaSettings, *topics: str, group: str | None, within_ms: int, fetch_bytes: int = WHOLE_TOPIC_BYTES
 ) -> AsyncIterator[tuple[Any, list[TopicPartition]]]:
-    """A consumer assigned to the partitions of these topics by hand (none of a topic that does not exist)."""
+    """A consumer assigned to the partitions of these topics by hand (none of a topic that does not exist).
+
+    `fetch_bytes`: of each partition in one fetch.
+    """
     consumer = AIOKafkaConsumer(
         **connection(settings),
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
         request_timeout_ms=settings.request_timeout_ms,
+        max_partition_fetch_bytes=fetch_bytes,
     )
     try:
         async with asyncio.timeout(within_ms / 1000):

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from seckill.domain.order import Order
-from seckill.messaging.envelope import Headers, Record, encode, with_origin
+from seckill.messaging.envelope import (
+    ORIGIN_HEADER,
+    REPLAY_OF_HEADER,
+    REPLAYS_HEADER,
+    Headers,
+    Record,
+    encode,
+    with_origin,
+)
 from seckill.settings import KafkaSettings, RetrySettings
 
 RETRY_PREFIX = "seckill-retry-"
@@ -24,10 +32,16 @@ CAUSE_MAX = 300
 """Characters of an error's text kept in a retry record."""
 
 OTHER_HEADERS_BYTES_MAX = 16_384
-"""Headers that a record brings along and keeps in a retry topic."""
+"""Headers that a record brings along and keeps in a retry topic. With more it keeps only NEEDED_HEADERS, each once."""
 
-NUMBER_DIGITS_MAX = 15
-"""Digits of a header that is believed to be a number: Unix milliseconds have 13."""
+NEEDED_HEADERS = (ORIGIN_HEADER, REPLAYS_HEADER, REPLAY_OF_HEADER)
+"""What the record is known by when it comes back."""
+
+NEEDED_BYTES_MAX = 500
+"""Of the value of one of them, in a record that may not keep the others."""
+
+NUMBER_DIGITS_MAX = 14
+"""Digits of a header that is believed to be a number: Unix milliseconds have 13, and 14 up to the year 5138."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +96,26 @@ def number_of(value: bytes | None) -> int:
     return int(text) if text.isdigit() and len(text) <= NUMBER_DIGITS_MAX else 0
 
 
-def waits_until_ms(record: Record, tier: RetryTier) -> int:
+def waits_until_ms(record: Record, tier: RetryTier, *, seen_ms: int | None = None) -> int:
     """Unix time until which the record waits in its tier. 0, at once, without a readable header.
 
-    Whatever the header says, that is not much longer than the tier's delay after the record was written.
+    Whatever the header says, that is not much longer than the tier's delay after the record was written; nor, as the
+    clock of who wrote it may be wrong, after `seen_ms`, when this process first saw it (None: an onlooker asks).
     """
-    return min(retry_story(record).due_ms, record.timestamp_ms + tier.delay_ms * 6 // 5)
+    began_ms = record.timestamp_ms if seen_ms is None else min(record.timestamp_ms, seen_ms)
+    return min(retry_story(record).due_ms, began_ms + tier.delay_ms * 6 // 5)
 
 
 def retry_record(record: Record, order: Order, tier: RetryTier, story: RetryStory) -> tuple[bytes, bytes, Headers]:
     """Key, value and headers of the copy of a record's order that is to wait in a tier.
 
     Other headers stay as they came, the first arrival and the number of replays among them; unless they are so large
-    that the topic may not take the copy: then ours alone.
+    that the topic may not take the copy: then those two, and of which letter it is a replay, alone.
     """
     kept = tuple(header for header in with_origin(record) if not header[0].startswith(RETRY_PREFIX))
     if sum(len(name) + len(value or b"") for name, value in kept) > OTHER_HEADERS_BYTES_MAX:
-        kept = tuple((name, value) for name, value in kept if name.startswith("seckill-") and len(value or b"") < 500)
+        first = {name: value for name, value in reversed(kept) if name in NEEDED_HEADERS}
+        kept = tuple((name, value) for name, value in first.items() if len(value or b"") < NEEDED_BYTES_MAX)
     told = {
         TIER_HEADER: str(tier.number),
         ATTEMPTS_HEADER: str(story.attempts),

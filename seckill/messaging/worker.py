@@ -11,20 +11,22 @@ itself makes them large. A record's offset is committed only after everything in
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
 from seckill.crashpoints import CrashPoint, reach
-from seckill.domain.errors import ConsumerEnded, InvalidOrder
+from seckill.domain.errors import ConsumerEnded, InvalidOrder, UnreadableRecord
 from seckill.draining import Drain
 from seckill.messaging.delivery import Arrival, Carrier, Delivered, record_of
-from seckill.messaging.due_gate import Batches, Gate, OpenGate
-from seckill.messaging.envelope import decode
+from seckill.messaging.due_gate import Gate, OpenGate
+from seckill.messaging.envelope import Record, decode
+from seckill.messaging.fetching import Batches, Fetched, fetch
 from seckill.messaging.metrics import COMMITS, FETCHED, GROUP_SIZE, INFLIGHT
 from seckill.messaging.offsets import PartitionProgress
 
@@ -106,7 +108,9 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
             committer = self._tasks.create_task(self._commit_regularly(), name="commit")
             try:
                 while not self._stopping.is_set():
-                    self._accept(await self._fetch())
+                    fetched = await self._fetch()
+                    self._accept(fetched.batches)
+                    self._bury_unread(fetched.unreadable)
             except KafkaError as error:
                 ended = error
             finally:
@@ -117,7 +121,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
 
     # --- fetch ---------------------------------------------------------------------------------------------------
 
-    async def _fetch(self) -> Batches:
+    async def _fetch(self) -> Fetched:
         """What has come and need not wait; nothing while enough is in flight, partitions are being handed over, or work
         is held back.
         """
@@ -125,15 +129,14 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
         if room <= 0 or self._rebalancing or self._held_back():
             self._moved.clear()
             await _within(self._limits.poll_timeout_ms, self._moved.wait())
-            return {}
+            return Fetched()
         within_ms = self._gate.open(self._consumer, at_most_ms=self._limits.poll_timeout_ms)
-        batches: Batches = await self._consumer.getmany(timeout_ms=within_ms, max_records=room)
-        return self._let_through(batches)
+        return self._let_through(await fetch(self._consumer, timeout_ms=within_ms, max_records=room))
 
-    def _let_through(self, batches: Batches) -> Batches:
+    def _let_through(self, fetched: Fetched) -> Fetched:
         if self._rebalancing:
-            return {}  # they came at the moment in which their partitions were revoked, and will be read again
-        return self._gate.let_through(self._consumer, batches)
+            return Fetched()  # they came at the moment in which their partitions were revoked, and will be read again
+        return replace(fetched, batches=self._gate.let_through(self._consumer, fetched.batches))
 
     def _accept(self, batches: Batches) -> None:
         for partition, records in batches.items():
@@ -144,6 +147,17 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships
                 self._sort(Arrival(partition, progress, record_of(fetched)))
         for key in list(self._lanes):
             self._dispatch(key)
+
+    def _bury_unread(self, unreadable: Mapping[TopicPartition, int]) -> None:
+        """A letter for each says where it is: more than that nobody knows here."""
+        for partition, offset in unreadable.items():
+            progress = self._progress.setdefault(partition, PartitionProgress())
+            progress.take(offset)
+            FETCHED.inc()
+            record = Record(partition.topic, partition.partition, offset, time.time_ns() // 1_000_000, None, None)
+            error = UnreadableRecord("the name of one of its headers is not UTF-8; the record is left where it is")
+            self._count(1)
+            self._start(self._bury(Arrival(partition, progress, record), error))
 
     def _sort(self, arrival: Arrival) -> None:
         """Into the lane of its sale, or aside when it holds no order."""

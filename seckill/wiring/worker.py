@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -40,6 +40,11 @@ log = structlog.get_logger()
 
 JOINING_TOLD_EVERY_MS = 5_000
 
+RETRY_BATCH_MAX = 50
+"""Orders of a sale that are carried together from the retry topics. Each may hang in each of its attempts, and what is
+behind them waits until all of them are routed.
+"""
+
 
 class NotInGroup(Exception):
     """The worker is up, and waits for its partitions."""
@@ -72,6 +77,7 @@ async def open_carrier(
         stack.push_async_callback(dependencies.close)
         carrier = SeckillCarrier(
             ledger=admission.ledger,
+            parked=admission.parked,
             late=LateAdmission(
                 admission.gate,
                 reservations,
@@ -146,17 +152,26 @@ async def _open_reader(
     kafka = settings.kafka
     group, topics = (kafka.retry_group, [tier.topic for tier in tiers]) if tiers else (kafka.group, [kafka.topic])
     consumer = await stack.enter_async_context(open_consumer(kafka, drain, group=group))
-    limits = WorkerLimits(
-        batch_max=settings.worker.batch_max,
-        groups_per_sale_max=1 if tiers else settings.worker.groups_per_sale_max,
-        inflight_max=settings.retry.inflight_max if tiers else settings.worker.inflight_max,
-        poll_timeout_ms=settings.worker.poll_timeout_ms,
-        drain_timeout_ms=settings.worker.drain_timeout_ms,
-    )
+    limits = reader_limits(settings, of_retry_topics=bool(tiers))
     gate = DueGate(tiers) if tiers else None
     return _Reader(
         Worker(consumer, carrier, limits, held_back=carrier.held_back, gate=gate, drain=drain), group, topics
     )
+
+
+def reader_limits(settings: Settings, *, of_retry_topics: bool) -> WorkerLimits:
+    worker = settings.worker
+    limits = WorkerLimits(
+        batch_max=worker.batch_max,
+        groups_per_sale_max=worker.groups_per_sale_max,
+        inflight_max=worker.inflight_max,
+        poll_timeout_ms=worker.poll_timeout_ms,
+        drain_timeout_ms=worker.drain_timeout_ms,
+    )
+    if not of_retry_topics:
+        return limits
+    batch_max = min(worker.batch_max, RETRY_BATCH_MAX)
+    return replace(limits, batch_max=batch_max, groups_per_sale_max=1, inflight_max=settings.retry.inflight_max)
 
 
 async def _first_end(tasks: Collection[asyncio.Task[None]]) -> None:

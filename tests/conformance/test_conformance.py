@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ import pytest_asyncio
 
 from tests.conformance.differences import COORDINATORS, KINDS, OURS, REFERENCE, without_client_differences
 from tests.conformance.playing import BUILD_TIMEOUT_S, RUN_TIMEOUT_S, built, play_go, play_python
-from tests.conformance.records import RECORDING, Records, answers_of, calls_of, read_records
+from tests.conformance.records import RECORDING, Record, Records, answers_of, calls_of, read_records
 from tests.conformance.scenarios import SCENARIOS
 from tests.servers import Servers, ServersMissing, native
 from tests.support.coordinators import Logs, coordinator_on, mariadb_logs, sqlite_logs
 from tests.support.programs import needs
 
 CLIENTS = ("go", "python")
+Play = Callable[[], Awaitable[Records]]
 ARCHITECTURE = Path(__file__).parents[2] / "ARCHITECTURE.md"
 
 CRON_INTERVAL_MS = 1_000  # of all of them; each repeat and each time-out waits for the next cron run
@@ -51,7 +53,10 @@ LATE_MS = {"sqlite": 0, "mariadb": 0, "dtm-sql": 1_000, "dtm-redis": 1_000}
 SLACK_MS = 1_000  # of a busy machine
 LOOKS_AGAIN_MS = 10_000  # and a DTM that looked for what timed out a part of a second too early looks again after this
 
-pytestmark = pytest.mark.timeout(BUILD_TIMEOUT_S + RUN_TIMEOUT_S)
+PLAYS_MAX = 3
+"""Of one DTM server. On a busy machine its cron can take up, after a second, what the server still carries itself."""
+
+pytestmark = pytest.mark.timeout(BUILD_TIMEOUT_S + PLAYS_MAX * RUN_TIMEOUT_S)
 
 
 @dataclass(slots=True)
@@ -88,11 +93,31 @@ async def recordings(request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
             addresses |= await _on_servers(stack, request.getfixturevalue("servers"), folder)
         except ServersMissing as error:
             found.missing |= dict.fromkeys(set(KINDS) - addresses.keys(), error)
-        plays = {("python", kind): play_python(address) for kind, address in addresses.items()}
-        if "go" not in found.missing:
-            plays |= {("go", kind): play_go(address, program, folder) for kind, address in addresses.items()}
-        found.seen = dict(zip(plays, await asyncio.gather(*plays.values()), strict=True))
+        plays: dict[tuple[str, str], Play] = {}
+        for kind, address in addresses.items():
+            plays["python", kind] = partial(play_python, address)
+            if "go" not in found.missing:
+                plays["go", kind] = partial(play_go, address, program, folder)
+        seen = await asyncio.gather(*(_played(kind, play) for (_, kind), play in plays.items()))
+        found.seen = dict(zip(plays, seen, strict=True))
     return found
+
+
+async def _played(kind: str, play: Play) -> Records:
+    """A DTM server that departs from what a DTM server did is asked again; what it does then is compared."""
+    recorded = read_records(RECORDING)
+    for _ in range(PLAYS_MAX):
+        seen = await play()
+        if kind in OURS or not any(_departs(name, kind, seen[name], recorded[name]) for name in seen):
+            break
+    return seen
+
+
+def _departs(name: str, kind: str, record: Record, reference: Record) -> bool:
+    difference = COORDINATORS.get(name)
+    if difference is not None and kind in difference.kinds:
+        return False
+    return any(record[part] != reference[part] for part in ("answers", "calls"))
 
 
 async def _on_servers(stack: AsyncExitStack, servers: Servers, folder: Path) -> dict[str, str]:

@@ -95,11 +95,7 @@ async def test_an_order_that_order_refuses_ends_alone(backbone: Backbone, carrie
     orders = [await backbone.admit(sale, user) for user in range(1, 4)]
     taken = orders[1]
     await carry(carrier, [orders[0]])
-    columns = await backbone.query("order", "SELECT * FROM orders")
-    names = orders_table.columns.keys()
-    row = dict(zip(names, columns[0], strict=True)) | {"order_id": taken.key, "user_id": 999, "gid": "foreign"}
-    fields = ", ".join(f":{name}" for name in names)
-    await backbone.query("order", f"INSERT INTO orders ({', '.join(names)}) VALUES ({fields})", **row)
+    await take_by_another(backbone, taken)
     await carry(carrier, orders[1:])
     assert await results(backbone, orders) == [(CONFIRMED, ""), (REJECTED, "ORDER_CONFLICT"), (CONFIRMED, "")]
     sold = await backbone.read_sale(sale)
@@ -107,6 +103,15 @@ async def test_an_order_that_order_refuses_ends_alone(backbone: Backbone, carrie
     view = await backbone.book.read(sale.product_id)
     assert view is not None
     assert view.stock == 8  # its unit is given back
+
+
+async def take_by_another(backbone: Backbone, taken: Order) -> None:
+    """A foreign row under the order's id, made of one that the order service has, so that it will refuse the order."""
+    columns = await backbone.query("order", "SELECT * FROM orders")
+    names = orders_table.columns.keys()
+    row = dict(zip(names, columns[0], strict=True)) | {"order_id": taken.key, "user_id": 999, "gid": "foreign"}
+    fields = ", ".join(f":{name}" for name in names)
+    await backbone.query("order", f"INSERT INTO orders ({', '.join(names)}) VALUES ({fields})", **row)
 
 
 async def test_orders_past_the_front_are_admitted_late(backbone: Backbone, carrier: SeckillCarrier) -> None:

@@ -27,10 +27,11 @@ from seckill.messaging.lag import read_topic
 from seckill.messaging.publisher import open_publisher
 from seckill.product.sales import LIST_MAX
 from seckill.wire import product_pb2, product_pb2_grpc
-from seckill.wiring import open_channel, open_dtm
+from seckill.wiring import open_channel, open_dtm, open_reconciler, with_values
 from tests.support.backbone import Backbone
 from tests.support.branch_calls import branch_calls
 from tests.support.redis_servers import raw_redis
+from tests.support.relays import Poison, relay_to
 
 pytestmark = pytest.mark.own_redis  # reconcile looks after every product that it finds there
 
@@ -80,6 +81,20 @@ async def test_a_product_without_entries_has_no_series(backbone: Backbone, recon
     await backbone.ledger.settle([(order, Confirmed()) for order in orders])
     await reconciler.once()
     assert REGISTRY.get_sample_value(*series) is None
+
+
+async def test_an_order_whose_reservation_cannot_be_read_keeps_nobody_waiting(backbone: Backbone) -> None:
+    """It waits on; the others of its product are looked after."""
+    sale = await backbone.open_sale(stock=10)
+    orders = await admitted(backbone, sale, 5)
+    async with relay_to(backbone.settings.product.grpc) as product:
+        product.poison["Reservations"] = Poison(orders[2].key, grpc.StatusCode.INVALID_ARGUMENT)
+        settings = with_values(backbone.settings, {"product": {"grpc": product.address}})
+        async with open_reconciler(settings) as (reconciler, _):
+            assert (await reconciler.once()).counts == {"unread": 1, "republished": 4}
+            assert (await reconciler.once()).counts == {}
+    others = sorted(order.order_id for order in orders if order is not orders[2])
+    assert await published(backbone) == others
 
 
 async def test_an_order_that_has_ended_is_settled(backbone: Backbone, reconciler: Reconciler) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from uuid import uuid4
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 
+from seckill.domain.reasons import DeadLetterReason
 from seckill.draining import Drain
 from seckill.messaging.envelope import ORIGIN_HEADER, encode
+from seckill.messaging.lag import Kept, oldest_record_ms, oldest_uncommitted_ms, read_at, read_since, read_topic
 from seckill.messaging.worker import WorkerLimits
+from seckill.settings import KafkaSettings
+from tests.support.odd_header import write_odd_header
 from tests.support.recorder import LIMITS, Recorder, committed, order, publish, until, working
 from tests.support.sides import Side
 
@@ -45,6 +50,54 @@ async def test_a_backlog_forms_groups_of_one_sale(kafka: str, topic: str, group:
     assert all(len({o.sale_id for o in each}) == 1 and len(each) <= LIMITS.batch_max for each in carrier.groups)
     assert len(carrier.groups) < 60
     assert await committed(kafka, topic, group) == 300
+
+
+async def test_a_header_whose_name_is_no_text_holds_up_nobody(kafka: str, topic: str, group: str) -> None:
+    """Its record, and what its producer wrote behind it in the same batch, are set aside by their places; everything
+    else is carried, what was fetched with them too.
+    """
+    first, behind, *orders = [order(number) for number in range(20)]
+    await write_odd_header(kafka, topic, encode(first), encode(behind))
+    await publish(kafka, topic, [encode(each) for each in orders])
+    carrier = Recorder()
+    async with working(kafka, topic, group, carrier):
+        await until(lambda: len(carrier.carried) == 19 and len(carrier.buried) == 2)
+    assert {each.order_id for each in carrier.carried} == {each.order_id for each in (first, *orders)}
+    assert [(record.partition, record.offset, record.value) for record, _ in carrier.buried] == [
+        (0, 1, None), (0, 2, None)
+    ]  # fmt: skip
+    assert {error.dead_letter_reason for _, error in carrier.buried} == {DeadLetterReason.UNREADABLE}
+    assert await committed(kafka, topic, group) == 21
+
+
+async def test_a_record_that_cannot_be_read_is_nobodys_order(kafka: str, topic: str, group: str) -> None:
+    """Not for the watermark, without which no lost order of any product is published again, nor for a rebuild."""
+    settings = KafkaSettings(bootstrap=kafka, topic=topic, group=group)
+    await write_odd_header(kafka, topic)
+    assert await oldest_uncommitted_ms(settings) is None
+    assert await oldest_record_ms(settings, topic) is None
+    kept: list[Kept] = []
+
+    async def take(records: Sequence[Kept]) -> None:
+        kept.extend(records)
+
+    await write_odd_header(kafka, topic, b"one")
+    assert await oldest_uncommitted_ms(settings) is not None
+    await read_since(settings, topic, 0, take)
+    assert [each.record.value for each in kept] == [b"one"]
+    assert [record.value for record in await read_topic(settings, topic)] == [b"one"]
+    assert list(await read_at(settings, topic, [(0, 0), (0, 1), (0, 2)])) == [(0, 1)]
+
+
+async def test_the_watermark_knows_records_of_any_size(kafka: str, topic: str, group: str) -> None:
+    """It fetches little of each partition, and a large record all the same, of every partition that begins with one."""
+    settings = KafkaSettings(bootstrap=kafka, topic=topic, group=group)
+    began_ms = time.time_ns() // 1_000_000
+    await publish(kafka, topic, [b"x" * 300_000] * 16)
+    oldest_ms = await oldest_uncommitted_ms(settings)
+    assert oldest_ms is not None
+    assert began_ms - 1_000 < oldest_ms <= min(record.timestamp_ms for record in await read_topic(settings, topic))
+    assert await oldest_record_ms(settings, topic) == oldest_ms
 
 
 async def test_nothing_is_committed_before_it_is_routed(kafka: str, topic: str, group: str) -> None:

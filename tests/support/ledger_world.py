@@ -20,7 +20,7 @@ from consumers.conflicts import Conflicts
 from consumers.dependencies import BLAMED, Dependencies
 from consumers.reconcile import Findings, ReconcileLimits, Reconciler
 from consumers.seckill_rmq import SeckillCarrier
-from seckill.admission import RedisLink, SaleBook, Wanted
+from seckill.admission import ParkedOrders, RedisLink, SaleBook, Wanted
 from seckill.admission.keys import PRODUCTS, sale_keys, sales_key
 from seckill.checkout.late import LateAdmission
 from seckill.checkout.reservations import ReservationState
@@ -105,6 +105,7 @@ class LedgerWorld:
         reservations = MemoryReservations(self.rows)
         self._carrier = SeckillCarrier(
             ledger=self._ledger,
+            parked=ParkedOrders(self._link, LEDGER, self._ledger),
             late=LateAdmission(self._gate, reservations, doubt=self._ledger.doubt, on_offer=_nothing_is_lost),
             checkout=MemoryCheckout(self.rows),
             reservations=reservations,

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from seckill.cli.app import app
-from seckill.cli.console import fitted_table
+from seckill.cli.console import brief_moment, exact_moment, fitted_table, moment
 from seckill.cli.errors import INTERRUPTED, OK, TERMINATED, UNREACHABLE, USAGE
 from seckill.cli.roles import EVERY_ADDRESS
 from seckill.cli.run_file import run_file, running_overrides
@@ -153,7 +153,7 @@ def test_config_check_masks_secrets(runner: CliRunner, monkeypatch: pytest.Monke
     monkeypatch.setenv("SECKILL__FRONT__OPERATOR_TOKEN", "open-sesame")
     monkeypatch.setenv("SECKILL__REDIS__URL", "rediss://seckill:hunter2@redis.internal:6379/0?x=hunter3")
     monkeypatch.setenv("SECKILL__WORKER__BATCH_MAX", "123")
-    monkeypatch.setenv("SECKILL__ALERTS__TARGETS", '["slack://hunter4/B/C"]')
+    monkeypatch.setenv("SECKILL__ALERTS__TARGETS", '["json://hunter4.internal/B/C"]')
     result = runner.invoke(app, ["config", "check"])
     assert result.exit_code == OK
     shown = tomllib.loads(result.stdout)
@@ -458,3 +458,10 @@ def test_prices_are_exact() -> None:
     for text in ("-1", "1.999", "NaN", "Infinity", "cheap", "1e999999999"):
         with pytest.raises(ValueError, match="no price"):
             parse_price(text)
+
+
+@pytest.mark.parametrize("at_ms", [999_999_999_999_999, 2**63 - 1, -(2**63), 253_402_300_799_999])
+def test_a_time_that_no_calendar_has_is_shown_all_the_same(at_ms: int) -> None:
+    """Whoever writes a record may claim any: it breaks no screen."""
+    assert [shown.split()[0][:4] for shown in (moment(at_ms), exact_moment(at_ms), brief_moment(at_ms))]
+    assert moment(10**18) == exact_moment(10**18) == brief_moment(10**18) == f"{10**18} ms"

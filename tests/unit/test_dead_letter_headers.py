@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from seckill.domain.errors import RecordTooLarge
 from seckill.domain.reasons import DeadLetterReason
-from seckill.messaging.dead_letters import Letter, letter_headers
-from seckill.messaging.envelope import ORIGIN_HEADER, Record
+from seckill.messaging.dead_letters import DeadLetters, Letter, letter_headers
+from seckill.messaging.envelope import ORIGIN_HEADER, Headers, Record
+from seckill.messaging.publisher import Publisher
 
 RECORD = Record("seckill-topic", 2, 17, 1_700_000_000_000, b"key", b"\xff\x00", headers=(("trace", b"abc"),))
 LETTER = Letter(DeadLetterReason.RETRIES_EXHAUSTED, TimeoutError("x" * 5_000), attempts=8, first_failed_ms=111)
@@ -56,3 +58,31 @@ def test_a_letter_tells_the_story_of_its_retries_once() -> None:
     )
     names = {name for name, _ in letter_headers(replace(RECORD, headers=waited), LETTER, group="g", now_ms=222)}
     assert not [name for name in names if name.startswith("seckill-retry-")]
+
+
+class SmallTopic(Publisher):
+    """Takes no values."""
+
+    def __init__(self) -> None:
+        self.headers: list[dict[str, bytes | None]] = []
+
+    async def check(self) -> None:
+        """It answers."""
+
+    async def send(self, topic: str, *, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
+        if value:
+            raise RecordTooLarge(topic, len(value))
+        self.headers.append(dict(headers))
+
+
+async def test_a_letter_without_its_record_still_leads_to_its_row() -> None:
+    """Of what the record brought along its first arrival and the replayed letter's subject stay, if they are short."""
+    topic = SmallTopic()
+    for origin in (b"orders/0/1/2", b"x" * 501):
+        own = ((ORIGIN_HEADER, origin), ("seckill-replay-of", b"7-1"), ("trace", b"abc"))
+        await DeadLetters(topic, topic="dlt", group="g").bury(replace(RECORD, headers=own), LETTER)
+    kept, cut = topic.headers
+    assert (kept[ORIGIN_HEADER], kept["seckill-replay-of"]) == (b"orders/0/1/2", b"7-1")
+    assert kept["seckill-dlq-value-left"] == b"2"
+    assert "trace" not in kept
+    assert ORIGIN_HEADER not in cut

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
 from seckill.domain.order import Order, derived_order_id
-from seckill.messaging.due_gate import split_due
+from seckill.messaging.due_gate import Seen, split_due
 from seckill.messaging.envelope import ORIGIN_HEADER, Record, decode, encode, origin
 from seckill.messaging.retry_topics import (
+    NUMBER_DIGITS_MAX,
     OTHER_HEADERS_BYTES_MAX,
     RetryStory,
     RetryTier,
+    number_of,
     retry_record,
     retry_story,
     retry_tiers,
@@ -70,6 +73,24 @@ def test_headers_that_no_topic_may_take_stay_behind() -> None:
     assert sum(len(name) + len(value or b"") for name, value in headers.items()) < 1_000
 
 
+@pytest.mark.parametrize(
+    "many",
+    [
+        tuple((f"seckill-{number}", b"x" * 100) for number in range(10_000)),
+        (("seckill-" + "x" * 900_000, b""),),
+        (("seckill-dlq-replays", b"1" * 400),) * 10_000,
+        (("seckill-replay-of", b"x" * 900_000),),
+    ],
+    ids=["many", "a long name", "one again and again", "a long value of ours"],
+)
+def test_a_record_can_always_be_put_off(many: tuple[tuple[str, bytes], ...]) -> None:
+    """However many headers there are, whatever they are called, and how often: what is needed comes along, once."""
+    headers = written(replace(RECORD, headers=many)).headers
+    assert len(headers) <= 8
+    assert sum(len(name) + len(value or b"") for name, value in headers) < 1_500
+    assert ORIGIN_HEADER in dict(headers)
+
+
 def test_a_record_without_a_story_has_never_failed() -> None:
     """Headers that are missing, or that hold no number, count as nothing."""
     assert retry_story(RECORD) == RetryStory()
@@ -79,6 +100,13 @@ def test_a_record_without_a_story_has_never_failed() -> None:
         ("seckill-retry-first-failed-ms", None),
     )
     assert retry_story(replace(RECORD, headers=odd)) == RetryStory()
+
+
+def test_a_number_in_a_header_is_a_time_that_a_calendar_has() -> None:
+    """People are shown it as one."""
+    assert number_of(b"9" * NUMBER_DIGITS_MAX) == 10**NUMBER_DIGITS_MAX - 1
+    assert datetime.fromtimestamp(number_of(b"9" * NUMBER_DIGITS_MAX) / 1_000, tz=UTC).year < 9_999
+    assert number_of(b"9" * 15) == 0
 
 
 @pytest.mark.parametrize(
@@ -94,9 +122,26 @@ def test_until_when_a_record_waits(due_ms: int, until_ms: int) -> None:
 def test_records_are_due_up_to_the_first_that_waits() -> None:
     """What comes after it waits with it: records of a partition keep their order."""
     records = [written(story=replace(STORY, due_ms=NOW_MS + wait)) for wait in (-5, 0, 300, -5)]
-    assert split_due(records, TIER, now_ms=NOW_MS) == (2, NOW_MS + 300)
-    assert split_due(records, TIER, now_ms=NOW_MS + 300) == (4, None)
-    assert split_due([], TIER, now_ms=NOW_MS) == (0, None)
+    assert split_due(records, TIER, Seen(), now_ms=NOW_MS) == (2, NOW_MS + 300)
+    assert split_due(records, TIER, Seen(), now_ms=NOW_MS + 300) == (4, None)
+    assert split_due([], TIER, Seen(), now_ms=NOW_MS) == (0, None)
+
+
+def test_a_writer_whose_clock_is_ahead_holds_up_nobody() -> None:
+    """From the moment in which it was first seen a record waits no longer than its tier makes it, whoever stamped it;
+    what was seen behind it need not wait as long once more.
+    """
+    ahead_ms = NOW_MS + 3_600_000
+    wrong = written(story=replace(STORY, due_ms=ahead_ms + 1_000))
+    records = [replace(wrong, offset=offset, timestamp_ms=ahead_ms) for offset in (5, 6, 7)]
+    seen = Seen()
+    seen.note(6, now_ms=NOW_MS)
+    until_ms = NOW_MS + 1_200
+    assert split_due(records[:2], TIER, seen, now_ms=NOW_MS) == (0, until_ms)
+    seen.note(7, now_ms=until_ms)
+    assert split_due(records, TIER, seen, now_ms=until_ms) == (2, until_ms + 1_200)
+    seen.passed(7)
+    assert split_due(records[2:], TIER, seen, now_ms=until_ms + 1_200) == (1, None)
 
 
 def test_encoding_keeps_an_order_without_a_sale() -> None:

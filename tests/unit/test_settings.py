@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from seckill.settings import SettingsError, listening, load_settings
+from seckill.wiring.worker import reader_limits
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +30,25 @@ def test_the_environment_wins_over_the_file(tmp_path: Path, monkeypatch: pytest.
     assert settings.profile == "real"
 
 
+@pytest.mark.parametrize("topic", ["seckill-topic", "seckill-topic-retry-0", "seckill-topic-retry-2"])
+def test_letters_have_a_topic_of_their_own(monkeypatch: pytest.MonkeyPatch, topic: str) -> None:
+    """In the topic or a retry topic they would be carried, and buried again."""
+    monkeypatch.setenv("SECKILL__KAFKA__DEAD_LETTER_TOPIC", topic)
+    with pytest.raises(SettingsError, match=r"kafka\.dead_letter_topic \(.+\) must not be kafka\.topic or one of"):
+        load_settings()
+
+
+def test_few_orders_are_carried_together_from_the_retry_topics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may hang: what is behind a group waits for all of it. Of the main topic's groups the setting decides."""
+    monkeypatch.setenv("SECKILL__WORKER__BATCH_MAX", "500")
+    settings = load_settings()
+    main, retry = (reader_limits(settings, of_retry_topics=retry) for retry in (False, True))
+    assert (main.batch_max, retry.batch_max, retry.groups_per_sale_max) == (500, 50, 1)
+    assert (main.inflight_max, retry.inflight_max) == (settings.worker.inflight_max, settings.retry.inflight_max)
+    monkeypatch.setenv("SECKILL__WORKER__BATCH_MAX", "7")
+    assert reader_limits(load_settings(), of_retry_topics=True).batch_max == 7
+
+
 def test_every_wrong_value_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The key, the value and what is allowed, one line each; misspelt names too."""
     file = tmp_path / "s.toml"
@@ -48,7 +68,8 @@ def test_every_wrong_value_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         ("RETRY__TOPIC_DELAYS_MS", "5000,3000", "must be a JSON list, for example [1000, 5000]"),
         ("RETRY__TOPIC_DELAYS_MS", "[1000, -2]", "topic_delays_ms.1 = -2: Input should be greater than 0"),
-        ("ALERTS__TARGETS", "slack://secret", "must be a JSON list"),
+        ("ALERTS__TARGETS", "slack://secret", 'must be a JSON list, for example ["first", "second"]'),
+        ("ALERTS__METRICS_FROM", "slack", 'must be a JSON list, for example ["first", "second"]'),
         ("FRONT", "abc", "SECKILL__FRONT: no such setting"),
     ],
 )
