@@ -59,7 +59,7 @@ from seckill.domain.order import Order, OrderId, Sale
 from seckill.domain.reasons import DeadLetterReason
 from seckill.messaging.dead_letters import reason_of
 from seckill.messaging.envelope import decode
-from seckill.messaging.lag import Kept
+from seckill.messaging.reading import Kept
 
 log = structlog.get_logger()
 

@@ -34,7 +34,7 @@ from seckill.domain.order import OrderId, order_id_from_key, parse_order_id
 from seckill.domain.outcomes import OrderStatus
 from seckill.dtm.database import in_chunks
 from seckill.messaging.envelope import Record, decode
-from seckill.messaging.lag import read_topic
+from seckill.messaging.reading import read_topic
 from seckill.product.decide import State as RowState
 from seckill.product.tables import sale as sales_table
 from seckill.product.tables import stock_reservation as reservations

@@ -8,7 +8,7 @@ from functools import partial
 from seckill.domain.errors import InvalidOrder
 from seckill.messaging.dead_letters import REASON_HEADER
 from seckill.messaging.envelope import Record, decode
-from seckill.messaging.lag import read_topic
+from seckill.messaging.reading import read_topic
 from seckill.messaging.retry_topics import RetryTier, retry_story, retry_tiers, waits_until_ms
 from seckill.settings import Settings
 

@@ -13,8 +13,8 @@ from seckill.clients import open_dtm
 from seckill.coordinator.state import UNFINISHED
 from seckill.domain.errors import InvalidOrder, SeckillError
 from seckill.messaging.envelope import decode
-from seckill.messaging.lag import oldest_record_ms, read_topic
 from seckill.messaging.letters import UNRESOLVED, letter
+from seckill.messaging.reading import oldest_record_ms, read_topic
 from seckill.messaging.retry_topics import retry_tiers
 from seckill.prune.rules import Evidence
 from seckill.settings import Settings

@@ -36,8 +36,8 @@ from seckill.dtm.database import create_engine, session_factory
 from seckill.front.product_client import ProductClient
 from seckill.messaging.consumer import open_consumer
 from seckill.messaging.envelope import Record
-from seckill.messaging.lag import Kept, read_at, read_since
 from seckill.messaging.publisher import open_publisher
+from seckill.messaging.reading import Kept, read_at, read_since
 from seckill.ops import Readiness, serve_http
 from seckill.schema import require, setting_of
 from seckill.security import database_context

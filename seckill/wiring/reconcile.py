@@ -28,8 +28,9 @@ from seckill.dtm.client import DtmClient
 from seckill.front.product_client import ProductClient
 from seckill.front.sale_desk import SaleDesk
 from seckill.messaging.dead_letters import DeadLetters
-from seckill.messaging.lag import consumer_lag, oldest_uncommitted_ms, read_since, read_tiers
+from seckill.messaging.lag import consumer_lag, oldest_uncommitted_ms
 from seckill.messaging.publisher import open_publisher
+from seckill.messaging.reading import read_since, read_tiers
 from seckill.messaging.retry_topics import RetryTier, retry_tiers
 from seckill.messaging.topics import by_setting
 from seckill.ops import Check, Readiness, serve_ops

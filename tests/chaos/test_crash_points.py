@@ -20,7 +20,7 @@ import pytest_asyncio
 
 from seckill.domain.errors import InvalidOrder
 from seckill.messaging.envelope import decode
-from seckill.messaging.lag import read_topic
+from seckill.messaging.reading import read_topic
 from tests.support.crash_rows import ROWS, UNITS, Letters, Play, Row
 from tests.support.crash_site import HANG_S, HANG_S_DEFAULT, Crash, Site, open_site
 from tests.support.crashing_role import DISASTERS, Deed

@@ -23,8 +23,8 @@ from seckill.client import FrontClient, open_front
 from seckill.domain.errors import InvalidOrder
 from seckill.embedded import embedded_kafka, embedded_redis
 from seckill.messaging.envelope import Record, decode
-from seckill.messaging.lag import read_topic
 from seckill.messaging.publisher import open_publisher
+from seckill.messaging.reading import read_topic
 from seckill.settings import Settings
 from seckill.wiring import open_dtm
 from tests.support.chaos_settings import OPERATOR_TOKEN, coordinator_of, settings_in

@@ -17,7 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from seckill.domain.order import Sale
-from seckill.messaging.lag import read_topic
+from seckill.messaging.reading import read_topic
 from seckill.wiring import ROLES, Role
 from tests.servers import Servers, native
 from tests.support.pipeline import Pipeline, open_pipeline

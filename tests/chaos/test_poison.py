@@ -21,7 +21,7 @@ from seckill.dlq.model import Letter, LetterState
 from seckill.domain.errors import InvalidOrder
 from seckill.domain.reasons import DeadLetterReason
 from seckill.messaging.envelope import decode
-from seckill.messaging.lag import read_topic
+from seckill.messaging.reading import read_topic
 from tests.servers import Servers
 from tests.support.poison_site import Confirmed, PoisonSite, faulty, open_poison_site, p99_s
 from tests.support.role_processes import our_program

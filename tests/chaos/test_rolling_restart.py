@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from seckill.client import open_front
-from seckill.messaging.lag import read_topic
+from seckill.messaging.reading import read_topic
 from seckill.settings import Settings, variable
 from tests.chaos.test_killed_roles import (
     HEAL_S,

@@ -24,7 +24,8 @@ from seckill.domain.order import Sale
 from seckill.dtm import DtmClient, Refused, Tcc
 from seckill.dtm.database import create_engine
 from seckill.embedded import embedded_kafka
-from seckill.messaging.lag import consumer_lag, read_topic
+from seckill.messaging.lag import consumer_lag
+from seckill.messaging.reading import read_topic
 from seckill.product import tables
 from seckill.settings import Settings
 from seckill.wiring import open_dtm, with_values

@@ -14,7 +14,7 @@ from seckill.domain.outcomes import OrderResult, OrderStatus
 from seckill.dtm import Channels, DtmClient, Refused, Tcc, Unavailable
 from seckill.dtm.protocol import TRY, BranchContext
 from seckill.messaging.envelope import decode
-from seckill.messaging.lag import read_topic
+from seckill.messaging.reading import read_topic
 from seckill.settings import Settings
 from seckill.wiring import ROLES, open_dtm, with_values
 from tests.support.backbone import Backbone

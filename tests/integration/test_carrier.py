@@ -14,8 +14,8 @@ from seckill.domain.order import Order, derived_order_id
 from seckill.domain.outcomes import OrderResult, OrderStatus
 from seckill.messaging.delivery import Arrival, Delivered
 from seckill.messaging.envelope import Record, encode
-from seckill.messaging.lag import read_topic
 from seckill.messaging.offsets import PartitionProgress
+from seckill.messaging.reading import read_topic
 from seckill.order.tables import orders as orders_table
 from seckill.wiring import open_carrier, with_values
 from tests.support.backbone import Backbone

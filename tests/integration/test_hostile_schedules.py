@@ -21,8 +21,8 @@ from seckill.domain.reasons import DeadLetterReason, Refusal
 from seckill.front.product_client import ProductClient
 from seckill.messaging.dead_letters import DeadLetters, Letter
 from seckill.messaging.envelope import Record
-from seckill.messaging.lag import read_topic
 from seckill.messaging.publisher import open_publisher
+from seckill.messaging.reading import read_topic
 from tests.integration.test_carrier import CONFIRMED, REJECTED, carry, free_order, letters, results, until_free
 from tests.support.backbone import Backbone
 from tests.support.branch_calls import branch_calls

@@ -12,7 +12,7 @@ import pytest
 from consumers.seckill_rmq import SeckillCarrier
 from seckill.domain.order import Order, derived_order_id
 from seckill.domain.outcomes import OrderStatus
-from seckill.messaging.lag import read_topic
+from seckill.messaging.reading import read_topic
 from seckill.messaging.retry_topics import retry_story, retry_tiers
 from seckill.wiring import open_carrier, with_values
 from tests.integration.test_carrier import carry, free_order, letters, results, take_by_another

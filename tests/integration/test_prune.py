@@ -24,9 +24,9 @@ from seckill.domain.order import Order, Sale
 from seckill.domain.outcomes import OrderStatus
 from seckill.messaging.delivery import Arrival, Delivered
 from seckill.messaging.envelope import Record, encode
-from seckill.messaging.lag import read_topic
 from seckill.messaging.offsets import PartitionProgress
 from seckill.messaging.publisher import open_publisher
+from seckill.messaging.reading import read_topic
 from seckill.prune import Plan, Pruned, prune
 from seckill.settings import Settings
 from seckill.wire import product_pb2, product_pb2_grpc

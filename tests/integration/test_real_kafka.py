@@ -23,8 +23,8 @@ from seckill.domain.errors import InvalidOrder
 from seckill.domain.order import Order, Sale
 from seckill.messaging.delivery import Carrier, Delivered
 from seckill.messaging.envelope import Record, decode
-from seckill.messaging.lag import read_topic
 from seckill.messaging.publisher import Publisher, open_publisher
+from seckill.messaging.reading import read_topic
 from seckill.messaging.worker import Worker, WorkerLimits
 from seckill.settings import Settings
 from seckill.wiring import ROLES, open_carrier, open_consumer, with_values

@@ -23,8 +23,8 @@ from seckill.dtm.protocol import TransOptions
 from seckill.front.product_client import ProductClient
 from seckill.messaging.dead_letters import reason_of
 from seckill.messaging.envelope import decode
-from seckill.messaging.lag import read_topic
 from seckill.messaging.publisher import open_publisher
+from seckill.messaging.reading import read_topic
 from seckill.product.sales import LIST_MAX
 from seckill.wire import product_pb2, product_pb2_grpc
 from seckill.wiring import open_channel, open_dtm, open_reconciler, with_values

@@ -22,9 +22,9 @@ from seckill.domain.order import Order, OrderId, Sale
 from seckill.domain.outcomes import Admitted, OrderStatus
 from seckill.messaging.delivery import Arrival, Delivered
 from seckill.messaging.envelope import decode
-from seckill.messaging.lag import read_topic
 from seckill.messaging.offsets import PartitionProgress
 from seckill.messaging.publisher import open_publisher
+from seckill.messaging.reading import read_topic
 from seckill.settings import Settings
 from seckill.wire import product_pb2, product_pb2_grpc
 from seckill.wiring import open_carrier, open_channel, open_reconciler, with_values

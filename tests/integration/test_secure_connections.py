@@ -37,8 +37,9 @@ from seckill.domain.order import Order, Sale
 from seckill.domain.outcomes import Admitted, Confirmed
 from seckill.dtm.channels import Channels
 from seckill.dtm.database import create_engine
-from seckill.messaging.lag import consumer_lag, read_topic
+from seckill.messaging.lag import consumer_lag
 from seckill.messaging.publisher import open_publisher
+from seckill.messaging.reading import read_topic
 from seckill.messaging.topics import open_admin
 from seckill.product.service import serve_product
 from seckill.schema import upgrade

@@ -13,7 +13,8 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from seckill.domain.reasons import DeadLetterReason
 from seckill.draining import Drain
 from seckill.messaging.envelope import ORIGIN_HEADER, encode
-from seckill.messaging.lag import Kept, oldest_record_ms, oldest_uncommitted_ms, read_at, read_since, read_topic
+from seckill.messaging.lag import oldest_uncommitted_ms
+from seckill.messaging.reading import Kept, oldest_record_ms, read_at, read_since, read_topic
 from seckill.messaging.worker import WorkerLimits
 from seckill.settings import KafkaSettings
 from tests.support.odd_header import write_odd_header

@@ -25,9 +25,9 @@ from seckill.messaging.dead_letters import DeadLetters
 from seckill.messaging.dead_letters import Letter as Why
 from seckill.messaging.delivery import Arrival, Delivered
 from seckill.messaging.envelope import Headers, Record, decode, encode
-from seckill.messaging.lag import read_topic
 from seckill.messaging.offsets import PartitionProgress
 from seckill.messaging.publisher import Publisher, open_publisher
+from seckill.messaging.reading import read_topic
 from seckill.product.decide import State
 from seckill.settings import Settings
 from seckill.wiring import open_carrier, with_values
