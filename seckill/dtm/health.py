@@ -20,6 +20,9 @@ HEALTH_TIMEOUT_S = 1.5
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
+NOT_SERVING_MEANS = "it does not serve now: it is stopping, or its database does not answer in time"
+"""For who asked and was told NOT_SERVING."""
+
 log = structlog.get_logger(__name__)
 
 

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from seckill.domain.errors import ProductUnavailable, SeckillError
 from seckill.domain.order import NewSale, OrderId, Sale, parse_order_id
 from seckill.domain.outcomes import OrderResult, OrderStatus
+from seckill.dtm.health import NOT_SERVING_MEANS
 from seckill.wire import product_pb2, product_pb2_grpc
 
 TIMEOUT_S = 5.0
@@ -164,7 +165,7 @@ class ProductClient:
         request = health_pb2.HealthCheckRequest(service="")
         reply = await self._call(self._health.Check(request, timeout=TIMEOUT_S))
         if reply.status != health_pb2.HealthCheckResponse.SERVING:
-            raise ProductUnavailable(self._address, "it is stopping")
+            raise ProductUnavailable(self._address, NOT_SERVING_MEANS)
 
     async def _call(self, call: Awaitable[T]) -> T:
         try:

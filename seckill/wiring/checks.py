@@ -9,6 +9,7 @@ from uuid_utils import uuid7
 from seckill.admission import Admission
 from seckill.domain.errors import OrderUnavailable, ProductUnavailable
 from seckill.dtm.client import DtmClient
+from seckill.dtm.health import NOT_SERVING_MEANS
 from seckill.messaging.publisher import Publisher
 from seckill.ops import Check
 from seckill.settings import Settings
@@ -23,7 +24,7 @@ async def check_service(channel: grpc.aio.Channel, address: str, service: str) -
     except grpc.aio.AioRpcError as error:
         raise unavailable(address, f"{error.code().name} {error.details()}") from error
     if reply.status != health_pb2.HealthCheckResponse.SERVING:
-        raise unavailable(address, "it is stopping")
+        raise unavailable(address, NOT_SERVING_MEANS)
 
 
 def dependency_checks(

@@ -89,6 +89,11 @@ async def rush(play: Play) -> None:
     await _until_over(play, lambda: play.crowd.rush(RUSH))
 
 
+async def rush_to_the_front(play: Play) -> None:
+    """Orders of which the ledger has an entry, each of them."""
+    await _until_over(play, lambda: play.crowd.rush_to_the_front(RUSH))
+
+
 async def rush_past_the_front(play: Play) -> None:
     """Records that no admission has seen: those that come too late for a unit are rejected in the database."""
     await _until_over(play, lambda: play.crowd.rush_past_the_front(RUSH))
@@ -206,8 +211,10 @@ SLOWER_CONFIRM = Scene(
 )
 """For so long that reconcile asks the coordinator about it."""
 
-SLOW_WORKER = Scene("slow_worker", rush, also=(Crash("worker", CrashPoint.SETTLING, Deed.HANG, hang_s=3.5),))
-"""A worker does not come to tell how orders ended: reconcile does."""
+SLOW_WORKER = Scene(
+    "slow_worker", rush_to_the_front, also=(Crash("worker", CrashPoint.SETTLING, Deed.HANG, hang_s=3.5),)
+)
+"""A worker does not come to tell how orders ended: reconcile does, of those that the ledger has."""
 
 LOST_BEFORE_SUBMIT = _forgotten("lost_before_submit", Crash("worker", CrashPoint.ORDER_TRIED, Deed.KILL))
 """Orders are held by a transaction that nobody submits and that its coordinator has lost: to be cancelled."""

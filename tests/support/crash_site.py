@@ -62,7 +62,7 @@ STANDBYS = {
     "coordinator_standby": (
         "coordinator", ("coordinator.grpc", "coordinator.http"), {"coordinator.cron_interval_ms": "700"},
     ),
-    "reconcile_standby": ("reconcile", ("reconcile.ops",), {"reconcile.every_ms": "900"}),
+    "reconcile_standby": ("reconcile", ("reconcile.ops",), {"reconcile.every_ms": "60000"}),  # else it may be first
 }  # fmt: skip
 """Name → role, the addresses of its own, and settings that make it slower to take up what comes first."""
 

@@ -60,6 +60,11 @@ class Crowd:
         acts = [self._once, self._with_key, self._directly]
         await asyncio.gather(*(act() for act in self.chance.choices(acts, weights=[3, 4, 2], k=orders)))
 
+    async def rush_to_the_front(self, orders: int) -> None:
+        """So many orders at once that all ask for admission."""
+        acts = [self._once, self._with_key]
+        await asyncio.gather(*(act() for act in self.chance.choices(acts, k=orders)))
+
     async def rush_past_the_front(self, orders: int) -> None:
         """So many records at once that no admission has seen."""
         await asyncio.gather(*(self._directly() for _ in range(orders)))
