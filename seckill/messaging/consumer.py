@@ -11,7 +11,8 @@ from aiokafka import AIOKafkaConsumer
 
 from seckill.domain.errors import PublishUnknown
 from seckill.draining import Drain
-from seckill.messaging.connection import connection, start
+from seckill.messaging.clients import make_consumer
+from seckill.messaging.connection import start
 from seckill.settings import KafkaSettings
 
 log = structlog.get_logger()
@@ -33,8 +34,8 @@ async def open_consumer(
 
     Raises PublishUnknown when no broker answers.
     """
-    consumer = AIOKafkaConsumer(
-        **connection(settings),
+    consumer = make_consumer(
+        settings,
         group_id=group or settings.group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",

@@ -15,6 +15,9 @@ from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+
+from seckill.messaging.clients import ended_task_of
 
 log = structlog.get_logger()
 
@@ -32,7 +35,12 @@ class Fetched:
 async def fetch(
     consumer: AIOKafkaConsumer, *partitions: TopicPartition, timeout_ms: int, max_records: int | None = None
 ) -> Fetched:
-    """As `getmany` of the consumer, of these partitions or of all that it has."""
+    """As `getmany` of the consumer, of these partitions or of all that it has.
+
+    Raises KafkaError, for a consumer as well that would bring nothing any more, and say nothing of it.
+    """
+    if ended := ended_task_of(consumer):
+        raise KafkaError(ended)
     before = _positions(consumer)
     try:
         return Fetched(await consumer.getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records))

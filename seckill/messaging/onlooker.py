@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator, Container, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from seckill.domain.errors import PublishUnknown
-from seckill.messaging.connection import connection, start
+from seckill.messaging.clients import make_consumer
+from seckill.messaging.connection import start
 from seckill.settings import KafkaSettings
 
 WHOLE_TOPIC_BYTES = 1_048_576
@@ -28,8 +29,8 @@ async def onlooker(
 
     `fetch_bytes`: of each partition in one fetch.
     """
-    consumer = AIOKafkaConsumer(
-        **connection(settings),
+    consumer = make_consumer(
+        settings,
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",

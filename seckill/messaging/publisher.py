@@ -8,16 +8,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import (
+    InvalidProducerEpoch,
+    KafkaError,
+    MessageSizeTooLargeError,
+    OutOfOrderSequenceNumber,
+    ProducerFenced,
+    UnknownProducerId,
+)
 
 from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.errors import PublishUnknown, RecordTooLarge
 from seckill.domain.order import Order
 from seckill.draining import Drain
-from seckill.messaging.connection import connection, start
+from seckill.messaging.clients import ended_task_of, make_producer
+from seckill.messaging.connection import start
 from seckill.messaging.envelope import Headers, encode
 from seckill.messaging.topics import LETTER_BYTES_MAX, require_topics
 from seckill.settings import KafkaSettings
@@ -25,12 +35,38 @@ from seckill.settings import KafkaSettings
 log = structlog.get_logger()
 
 
+_SEQUENCE_LOST = (
+    MessageSizeTooLargeError,
+    OutOfOrderSequenceNumber,
+    InvalidProducerEpoch,
+    ProducerFenced,
+    UnknownProducerId,
+)
+"""Answers of a broker after which it takes nothing more from this producer, on one partition or on all. The first: the
+client has counted the record that was refused, the broker has not, so that whatever comes next is out of order.
+"""
+
+
 class Publisher:
     """Publishes orders to the topic, and any record to any topic. Made by `open_publisher`."""
 
-    def __init__(self, producer: AIOKafkaProducer, settings: KafkaSettings) -> None:
-        self._producer = producer
+    def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
+        self._producer: AIOKafkaProducer
+        self._spent = ""  # why the producer is of no use any more
+        self._replacing: asyncio.Task[None] | None = None
+        self._stopping: set[asyncio.Task[None]] = set()  # those that were replaced
+
+    async def start(self) -> None:
+        """Raises PublishUnknown when no broker answers."""
+        self._producer = await _started(self._settings)
+
+    async def stop(self, *, within_s: float) -> None:
+        """Sends what is buffered, if that is done in time."""
+        if self._replacing is not None:
+            self._replacing.cancel()
+            await asyncio.wait({self._replacing}, timeout=within_s)
+        await asyncio.gather(_stop(self._producer, within_s=within_s), *self._stopping)
 
     async def publish(self, order: Order) -> None:
         """Returns once Kafka has acknowledged the order (`acks=all`). Raises PublishUnknown."""
@@ -41,7 +77,9 @@ class Publisher:
         """Returns once Kafka has acknowledged the record. Raises PublishUnknown, and RecordTooLarge."""
         try:
             async with asyncio.timeout(self._settings.request_timeout_ms / 1000):
-                sent = await self._producer.send(topic, key=key, value=value, headers=list(headers))
+                producer = await self._usable()
+                sent = await producer.send(topic, key=key, value=value, headers=list(headers))
+                sent.add_done_callback(partial(self._note, producer))
                 # Shielded: a caller that stops waiting must not cancel a record that is on its way.
                 await asyncio.shield(sent)
         except TimeoutError as error:
@@ -60,11 +98,44 @@ class Publisher:
         """Raises PublishUnknown when no broker answers."""
         try:
             async with asyncio.timeout(self._settings.request_timeout_ms / 1000):
-                await self._producer.client.fetch_all_metadata()
+                producer = await self._usable()
+                await producer.client.fetch_all_metadata()
         except TimeoutError as error:
             raise PublishUnknown(self._settings.bootstrap, "no answer in time") from error
         except KafkaError as error:
             raise PublishUnknown(self._settings.bootstrap, f"{type(error).__name__}: {error}") from error
+
+    # --- a producer that is of no use any more ---------------------------------------------------------------------
+
+    def _note(self, producer: AIOKafkaProducer, sent: asyncio.Future[Any]) -> None:
+        error = None if sent.cancelled() else sent.exception()
+        if isinstance(error, _SEQUENCE_LOST) and producer is self._producer:
+            self._spent = f"{type(error).__name__}: {error}"
+
+    async def _usable(self) -> AIOKafkaProducer:
+        """The producer, or another one for it. Raises PublishUnknown."""
+        self._spent = self._spent or ended_task_of(self._producer)
+        if self._spent:
+            self._replacing = self._replacing or asyncio.create_task(self._replace())
+            await asyncio.shield(self._replacing)  # it is everybody's
+            if self._spent:
+                raise PublishUnknown(self._settings.bootstrap, self._spent)
+        return self._producer
+
+    async def _replace(self) -> None:
+        spent, why = self._producer, self._spent
+        try:
+            self._producer = await _started(self._settings)
+        except PublishUnknown as error:
+            log.warning("producer_not_replaced", why=why, error=str(error))
+            return
+        finally:
+            self._replacing = None
+        self._spent = ""
+        log.warning("producer_replaced", why=why)
+        stopping = asyncio.create_task(_stop(spent))
+        self._stopping.add(stopping)
+        stopping.add_done_callback(self._stopping.discard)
 
 
 @asynccontextmanager
@@ -73,8 +144,18 @@ async def open_publisher(settings: KafkaSettings, drain: Drain | None = None) ->
 
     Raises PublishUnknown when no broker answers.
     """
-    producer = AIOKafkaProducer(
-        **connection(settings),
+    publisher = Publisher(settings)
+    await publisher.start()
+    try:
+        yield publisher
+    finally:
+        request_s = settings.request_timeout_ms / 1000
+        await publisher.stop(within_s=drain.closing_s(request_s) if drain else request_s)
+
+
+async def _started(settings: KafkaSettings) -> AIOKafkaProducer:
+    producer = make_producer(
+        settings,
         acks="all",
         enable_idempotence=True,
         linger_ms=settings.linger_ms,
@@ -83,14 +164,10 @@ async def open_publisher(settings: KafkaSettings, drain: Drain | None = None) ->
     )
     try:
         await start(producer, settings)
-    except PublishUnknown:
+    except BaseException:
         await _stop(producer)
         raise
-    try:
-        yield Publisher(producer, settings)
-    finally:
-        request_s = settings.request_timeout_ms / 1000
-        await _stop(producer, within_s=drain.closing_s(request_s) if drain else request_s)
+    return producer
 
 
 async def _stop(producer: AIOKafkaProducer, *, within_s: float = 2.0) -> None:
@@ -98,5 +175,5 @@ async def _stop(producer: AIOKafkaProducer, *, within_s: float = 2.0) -> None:
     try:
         async with asyncio.timeout(within_s):
             await producer.stop()
-    except (TimeoutError, KafkaError) as error:
+    except (TimeoutError, KafkaError, RuntimeError) as error:  # the last: what one of its tasks has died of
         log.warning("producer_stop_incomplete", error=str(error) or type(error).__name__)
