@@ -37,8 +37,8 @@ test: install  ## every test: unit, contract, integration, end to end, and the m
 ifneq ($(ARGS),)
 	@$(BIN)/pytest $(ARGS)
 else
-	@$(BIN)/pytest $(TIMED)
-	@$(BIN)/pytest --numprocesses auto --dist loadfile $(TIMED:%=--ignore=%)
+	@$(BIN)/pytest --maxfail=6 $(TIMED)
+	@$(BIN)/pytest --maxfail=20 --numprocesses auto --dist loadfile $(TIMED:%=--ignore=%)
 	@$(BIN)/python tests/mutants/run.py
 endif
 

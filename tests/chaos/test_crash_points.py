@@ -22,8 +22,9 @@ from seckill.domain.errors import InvalidOrder
 from seckill.messaging.envelope import decode
 from seckill.messaging.reading import read_topic
 from tests.support.crash_rows import ROWS, UNITS, Letters, Play, Row
-from tests.support.crash_site import HANG_S, HANG_S_DEFAULT, Crash, Site, open_site
+from tests.support.crash_site import HANG_S, HANG_S_DEFAULT, Crash, Site, Sites
 from tests.support.crashing_role import DISASTERS, Deed
+from tests.support.failures import FAILED
 from tests.support.sides import real_side
 from tests.support.verdicts import judge, read_facts
 
@@ -77,10 +78,18 @@ def table(request: pytest.FixtureRequest) -> Iterator[list[Healed]]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def site(servers: Any, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    """One pipeline for the whole table."""
-    async with open_site(real_side(servers), tmp_path_factory.mktemp("site")) as opened:
-        yield opened
+async def sites(servers: Any, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sites]:
+    opened = Sites(real_side(servers), lambda: tmp_path_factory.mktemp("site"))
+    yield opened
+    await opened.leave()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def site(sites: Sites, request: pytest.FixtureRequest) -> AsyncIterator[Site]:
+    """One pipeline for the whole table. What is left after a row that failed is no beginning for the next one."""
+    yield await sites.enter()
+    if request.node.stash.get(FAILED, False):
+        await sites.leave()
 
 
 async def test_crash_point(site: Site, table: list[Healed], row: Row, deed: Deed) -> None:

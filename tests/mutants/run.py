@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 COPIED = ("seckill", "consumers", "config", "proto", "tests", "pyproject.toml", "README.md")
 TIMEOUT_S = 300
 JOBS = 2  # the named tests wait more than they compute
+SIDE_BY_SIDE = ("--numprocesses", str(JOBS), "--dist", "loadfile")
 TESTS_FAILED = 1  # pytest's exit code for "tests ran, and some failed"
 
 
@@ -92,7 +93,7 @@ def unbroken(mutants: list[Mutant]) -> str | None:
     with tempfile.TemporaryDirectory() as name:
         copy_project(Path(name))
         tests = sorted({argument for mutant in mutants for argument in mutant.caught_by})
-        code, output = run_test(Path(name), tests)
+        code, output = run_test(Path(name), [*SIDE_BY_SIDE, *tests])
     return None if code == 0 else f"the named tests do not pass on the untouched copy:\n{output[-4000:]}"
 
 

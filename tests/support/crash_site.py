@@ -12,15 +12,14 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import tomli_w
 from redis import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -28,24 +27,23 @@ from sqlalchemy.pool import NullPool
 
 from seckill.admission.keys import PRODUCTS
 from seckill.client import FrontClient, open_front
+from seckill.domain.errors import PublishUnknown
+from seckill.dtm.errors import DtmError
+from seckill.messaging.lag import consumer_lag
 from seckill.messaging.publisher import Publisher, open_publisher
-from seckill.schema import DATABASES
+from seckill.messaging.retry_topics import retry_tiers
 from seckill.settings import Settings, load_settings
 from seckill.wiring import open_dtm
-from tests.servers.ports import free_ports
-from tests.support import crashing_role
+from tests.support.crash_settings import ARMED, OPERATOR_TOKEN, SESSION_MS, STANDBYS, crashing_programs, write_settings
 from tests.support.crashing_role import FAULT, Arm, Deed
+from tests.support.failures import last_words
 from tests.support.letter_operator import LetterOperator, letter_operator
 from tests.support.restless_buyers import Crowd
-from tests.support.role_processes import ROLES, Program, RoleProcess, role_addresses, running_roles
+from tests.support.role_processes import RoleProcess, running_roles
 from tests.support.sides import Side
 from tests.support.verdicts import Stores, open_gids, open_stores, rest
 
-OPERATOR_TOKEN = "for-tests-only"
-REDIS_DATABASE = 6
-SESSION_MS = 2_000
-"""Of the workers. The tests' brokers allow it (`group.min.session.timeout.ms`)."""
-
+ASK_S = 5
 GROUPS = 2
 """Of a worker: one reads the topic, one the retry topics."""
 
@@ -56,36 +54,6 @@ HANG_S_DEFAULT = 2.0
 
 LIBRARIES_WORDS = ("ExecuteBatchError raised in core by servicer method", "Exception during reset or similar")
 """Tracebacks that are not ours: gRPC's for an answer whose caller is gone, SQLAlchemy's for a connection that is."""
-
-STANDBYS = {
-    "worker_standby": ("worker", ("worker.ops",), {}),
-    "coordinator_standby": (
-        "coordinator", ("coordinator.grpc", "coordinator.http"), {"coordinator.cron_interval_ms": "700"},
-    ),
-    "reconcile_standby": ("reconcile", ("reconcile.ops",), {"reconcile.every_ms": "60000"}),  # else it may be first
-}  # fmt: skip
-"""Name → role, the addresses of its own, and settings that make it slower to take up what comes first."""
-
-ARMED = (*ROLES, "dead_letters")
-"""Those that can be told to crash."""
-
-TIMES: Mapping[str, Mapping[str, Any]] = {
-    "kafka": {"session_timeout_ms": SESSION_MS, "request_timeout_ms": 2_000},
-    "ledger": {"republish_after_ms": 1_000, "undecided_wait_ms": 500},
-    "front": {"operator_token": OPERATOR_TOKEN, "publish_timeout_ms": 1_500, "drain_timeout_ms": 2_000},
-    "worker": {"drain_timeout_ms": 2_000},
-    "product": {"drain_timeout_ms": 2_000},
-    "order": {"drain_timeout_ms": 2_000},
-    "reconcile": {"every_ms": 200, "orphan_after_ms": 1_500, "drain_timeout_ms": 2_000, "rebuild_wait_ms": 2_500},
-    "dtm": {
-        "timeout_to_fail_s": 2, "retry_interval_s": 1, "branch_timeout_s": 1,
-        "try_timeout_ms": 1_000, "submit_timeout_ms": 3_000, "request_timeout_ms": 2_000,
-    },
-    "coordinator": {"cron_interval_ms": 200, "drain_timeout_ms": 2_000},
-    "retry": {"attempts_max": 4, "base_ms": 100, "cap_ms": 500, "topic_delays_ms": [400, 1_500, 4_000]},
-    "dead_letters": {"operator_token": OPERATOR_TOKEN, "look_every_ms": 200, "drain_timeout_ms": 2_000},
-    "log": {"json_lines": True},
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +119,7 @@ class Site:
     stores: Stores
     letters: LetterOperator
     product_ids: Any = field(default_factory=lambda: count(1))
+    armed: set[str] = field(default_factory=set)  # the roles that were told last to crash
 
     # --- what is on sale ---------------------------------------------------------------------------------------------
 
@@ -187,6 +156,7 @@ class Site:
 
     async def arm(self, crashes: Sequence[Crash]) -> None:
         """Returns when every role knows its crashes. An empty list takes back what is left of the last one."""
+        self.armed = {crash.role for crash in crashes} or self.armed
         for role in self.roles.keys() & ({crash.role for crash in crashes} or set(ARMED)):
             await self._tell(role, [crash.arm for crash in crashes if crash.role == role])
 
@@ -210,9 +180,11 @@ class Site:
     async def until_deed(self, crash: Crash, *, told_before: int, within_s: float) -> float:
         """When it was done (s since the epoch). Raises TimeoutError."""
         sign = f"{crash.point} {crash.deed} "
-        async with asyncio.timeout(within_s):
-            while not (found := [line for line in self.deeds(crash.role)[told_before:] if line.startswith(sign)]):
-                await asyncio.sleep(0.02)
+        ends = time.monotonic() + within_s
+        while not (found := [line for line in self.deeds(crash.role)[told_before:] if line.startswith(sign)]):
+            if time.monotonic() > ends:
+                raise TimeoutError(f"{crash.role} has not reached {crash.point} within {within_s} s; see {self.folder}")
+            await asyncio.sleep(0.02)
         return float(found[0].rpartition(" ")[2])
 
     async def mend(self, crash: Crash, process: asyncio.subprocess.Process) -> None:
@@ -261,20 +233,41 @@ class Site:
     # --- rest --------------------------------------------------------------------------------------------------------
 
     async def unrest(self, product_ids: Collection[int], *, within_s: float) -> str:
-        """Waits until everybody is up and nothing is under way; what still is when the time is up, in words."""
+        """Waits until everybody is up and nothing is under way; all that still is when the time is up, in words."""
         ends = time.monotonic() + within_s
-        left = ""
         while True:
+            left_s = max(0.0, ends - time.monotonic())
             try:
-                async with asyncio.timeout(max(0.1, ends - time.monotonic())):
+                async with asyncio.timeout(left_s + ASK_S):
                     await self.up()
-                    left = await rest(self.stores, product_ids, timeout_s=ends - time.monotonic())
+                    left = await rest(self.stores, product_ids, timeout_s=left_s)
                     left = left or await self._undecided() or self._outside()
             except TimeoutError:
-                left = left or "a role has not started, or a store does not answer"
-            if not left or time.monotonic() > ends:
-                return left
+                left = "a role has not started, or a store does not answer"
+            if not left:
+                return ""
+            if time.monotonic() > ends:
+                return "; ".join(dict.fromkeys([left, *await self._besides()]))
             await asyncio.sleep(0.05)
+
+    async def _besides(self) -> list[str]:
+        """What else is not as it is at rest."""
+        idle = [name for name, role in self.roles.items() if not role.has_started]
+        found = [f"not started: {idle}" if idle else "", self._outside()]
+        with suppress(TimeoutError, DtmError):
+            async with asyncio.timeout(ASK_S):
+                found.append(await self._undecided())
+        with suppress(PublishUnknown):
+            kafka = self.settings.kafka
+            lags = await consumer_lag(kafka, retry_tiers(kafka, self.settings.retry))
+            found += [f"{each.topic}/{each.partition} is {each.lag} behind" for each in lags if each.lag]
+        return [each for each in found if each]
+
+    def last_words(self) -> str:
+        """Of the roles that were to crash, of those that stand by for them, and of those that everything comes to."""
+        names = {*self.armed, "worker"}
+        names |= {standby for standby, (role, _, _) in STANDBYS.items() if role in names}
+        return last_words(self.roles[name] for name in sorted(names))
 
     async def _undecided(self) -> str:
         async with open_dtm(self.settings) as dtm:
@@ -296,11 +289,10 @@ class Site:
 @asynccontextmanager
 async def open_site(side: Side, folder: Path) -> AsyncIterator[Site]:
     """Everything started and at rest. `side` is a real one; its Redis database is emptied."""
-    config = await _write_settings(side, folder)
+    config = await write_settings(side, folder)
     settings = load_settings(config)
-    programs = {role: _program(role, role.replace("_", "-"), folder) for role in ARMED} | _standbys(folder)
     async with (
-        running_roles(config, programs) as roles,
+        running_roles(config, crashing_programs(folder)) as roles,
         open_front(settings.front.http, operator_token=OPERATOR_TOKEN, timeout_s=4) as front,
         open_publisher(settings.kafka) as publisher,
         open_stores(settings) as stores,
@@ -309,35 +301,20 @@ async def open_site(side: Side, folder: Path) -> AsyncIterator[Site]:
         yield Site(settings, folder, roles, front, publisher, stores, letters)
 
 
-async def _write_settings(side: Side, folder: Path) -> Path:
-    run = uuid4().hex[:8]
-    places: dict[str, dict[str, Any]] = {
-        "kafka": {
-            "bootstrap": side.kafka, "topic": f"crash-{run}", "dead_letter_topic": f"crash-{run}-dlt",
-            "group": f"crash-{run}",
-        },
-        "redis": {"url": side.empty_redis(REDIS_DATABASE), "run_id_check": side.run_id_check},
-        **{name: {"database_url": side.empty_database(name, folder)} for name in DATABASES},
-    }  # fmt: skip
-    addresses = role_addresses()
-    names = TIMES.keys() | places.keys() | addresses.keys()
-    values = {name: {**TIMES.get(name, {}), **places.get(name, {}), **addresses.get(name, {})} for name in names}
-    config = folder / "seckill.toml"
-    config.write_text(tomli_w.dumps(values))
-    await side.make_pipeline_topics(load_settings(config).kafka)
-    return config
+class Sites:
+    """One site at a time, opened when it is wanted."""
 
+    def __init__(self, side: Side, new_folder: Callable[[], Path]) -> None:
+        self._side = side
+        self._new_folder = new_folder
+        self._stack = AsyncExitStack()
+        self._site: Site | None = None
 
-def _program(name: str, role: str, folder: Path, environment: Mapping[str, str] | None = None) -> Program:
-    command = (sys.executable, crashing_role.__file__, role, str(folder / name))
-    return Program(command, environment=environment or {})
+    async def enter(self) -> Site:
+        if self._site is None:
+            self._site = await self._stack.enter_async_context(open_site(self._side, self._new_folder()))
+        return self._site
 
-
-def _standbys(folder: Path) -> dict[str, Program]:
-    programs = {}
-    for name, (role, addresses, slower) in STANDBYS.items():
-        values = {each: f"127.0.0.1:{port}" for each, port in zip(addresses, free_ports(len(addresses)), strict=True)}
-        values |= slower
-        environment = {f"SECKILL__{each.replace('.', '__').upper()}": value for each, value in values.items()}
-        programs[name] = _program(name, role, folder, environment)
-    return programs
+    async def leave(self) -> None:
+        self._site = None
+        await self._stack.aclose()

@@ -80,6 +80,10 @@ class RoleProcess:
     def ours(self) -> bool:
         return self.program.sign == STARTED
 
+    @property
+    def has_started(self) -> bool:
+        return self.log.exists() and self.program.sign in self.log.read_bytes()[self.log_from :]
+
     async def start(self) -> None:
         self.asked = False
         self.log_from = self.log.stat().st_size if self.log.exists() else 0
@@ -93,7 +97,7 @@ class RoleProcess:
     async def started(self) -> None:
         """Waits until the running process says that it has started. It is started again when it dies before that."""
         async with asyncio.timeout(START_TIMEOUT_S):
-            while self.program.sign not in self.log.read_bytes()[self.log_from :]:
+            while not self.has_started:
                 await asyncio.sleep(0.05)
 
     async def kill(self, down_s: float) -> None:
@@ -147,10 +151,10 @@ class RoleProcess:
 
     def events(self) -> list[dict[str, Any]]:
         """The role's log lines that are events; what libraries wrote comes as `{"event": line, "level": "raw"}`."""
-        return [_event(line) for line in self.log.read_text(errors="replace").splitlines()]
+        return [event_of(line) for line in self.log.read_text(errors="replace").splitlines()]
 
 
-def _event(line: str) -> dict[str, Any]:
+def event_of(line: str) -> dict[str, Any]:
     try:
         event = json.loads(line)
     except ValueError:
