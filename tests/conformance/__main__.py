@@ -1,4 +1,4 @@
-"""`python -m tests.conformance HOST:PORT` plays DTM's client against a DTM 1.19.0 server, and renews the recording."""
+"""`python -m tests.conformance GRPC HTTP` plays DTM's client against a DTM 1.19.0 server, and renews the recording."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import typer
 
 from tests.conformance.playing import built, play_go
 from tests.conformance.records import RECORDING, write_records
+from tests.servers import DtmAddress
 
 
-def record(dtm: Annotated[str, typer.Argument(help="gRPC address of a DTM server on its SQL store.")]) -> None:
+def record(
+    grpc: Annotated[str, typer.Argument(help="HOST:PORT of the gRPC service of a DTM server on its SQL store.")],
+    http: Annotated[str, typer.Argument(help="HOST:PORT of its HTTP service.")],
+) -> None:
     """Renew the recording."""
-    asyncio.run(_record(dtm))
+    asyncio.run(_record(DtmAddress(grpc, http)))
 
 
-async def _record(dtm: str) -> None:
+async def _record(dtm: DtmAddress) -> None:
     go = shutil.which("go")
     if go is None:
         raise SystemExit("go is not installed")

@@ -11,11 +11,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from seckill.dtm import GlobalTransaction
+
 Record = dict[str, Any]
 Records = Mapping[str, Record]
 
 RECORDING = Path(__file__).parent / "dtm-1.19.0.jsonl"
-"""What DTM's own client and a DTM 1.19.0 server on its SQL store did; `python -m tests.conformance` makes it anew."""
+"""What DTM's own client and a DTM 1.19.0 server on its SQL store did.
+
+`python -m tests.conformance GRPC HTTP` makes it anew, with the addresses of such a server.
+"""
 
 TIMES = ("after_ms", "gaps_ms")
 
@@ -45,6 +50,18 @@ def named(value: Any, gid: str, branches: str) -> Any:
             return [named(each, gid, branches) for each in value]
         case _:
             return value
+
+
+def end_of(transaction: GlobalTransaction | None, requests: Iterable[Mapping[str, Any]]) -> Record | None:
+    """What a coordinator says of a transaction in the end; `{reason}` stands for the client's words in its Abort."""
+    if transaction is None:
+        return None
+    told = {each["message"].get("RollbackReason") for each in requests}
+    return {
+        "status": transaction.status,
+        "rollback_reason": "{reason}" if transaction.rollback_reason in told else transaction.rollback_reason,
+        "branches": [[each.branch_id, each.op, each.status, each.url] for each in transaction.branches],
+    }
 
 
 def answers_of(record: Record) -> list[tuple[str, str, str]]:

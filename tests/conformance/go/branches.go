@@ -17,6 +17,8 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
+const service = "conformance.Branch"
+
 // Call is one branch call as the branch saw it.
 type Call struct {
 	Branch    string            `json:"branch"`
@@ -49,17 +51,17 @@ func serveBranches() *Branches {
 	must(err)
 	branches := &Branches{Address: listener.Addr().String(), calls: map[string][]Call{}, answers: map[string][]Answer{}}
 	methods := []grpc.MethodDesc{}
-	for _, name := range []string{"Try", "Confirm", "Cancel"} {
+	for _, name := range []string{"Try", "Confirm", "Cancel", "Action", "Compensate", "QueryPrepared", "Xa"} {
 		methods = append(methods, grpc.MethodDesc{MethodName: name, Handler: branches.handle})
 	}
 	server := grpc.NewServer()
-	server.RegisterService(&grpc.ServiceDesc{ServiceName: "conformance.Branch", HandlerType: (*any)(nil), Methods: methods}, branches)
+	server.RegisterService(&grpc.ServiceDesc{ServiceName: service, HandlerType: (*any)(nil), Methods: methods}, branches)
 	go func() { must(server.Serve(listener)) }()
 	return branches
 }
 
 func (b *Branches) url(op string) string {
-	return b.Address + "/conformance.Branch/" + op
+	return b.Address + "/" + service + "/" + op
 }
 
 func (b *Branches) script(gid, branch, op string, answers ...Answer) {
@@ -80,6 +82,9 @@ func (b *Branches) handle(_ any, ctx context.Context, decode func(any) error, _ 
 		return nil, err
 	}
 	answer := b.record(ctx, payload.Value)
+	if err := registerXa(ctx); err != nil {
+		return nil, err
+	}
 	time.Sleep(answer.Pause)
 	if answer.Code != codes.OK {
 		return nil, status.Error(answer.Code, answer.Message)

@@ -12,7 +12,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/dtm-labs/dtm/client/dtmcli/dtmimp"
 	"github.com/dtm-labs/dtm/client/dtmgrpc"
+	"github.com/dtm-labs/dtm/client/dtmgrpc/dtmgimp"
 	"github.com/dtm-labs/dtm/client/dtmgrpc/dtmgpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -49,6 +51,9 @@ type Run struct {
 	began    time.Time
 }
 
+// pace is the time from one scenario's beginning to the next one's, as in playing.py.
+const pace = 80 * time.Millisecond
+
 func must(err error) {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -65,7 +70,7 @@ func (r *Run) note(request string, err error) error {
 		answered.Message = err.Error()
 	}
 	answered.Message = strings.ReplaceAll(answered.Message, r.gid, "{gid}")
-	answered.Message = strings.ReplaceAll(answered.Message, r.branches.Address, "{branches}")
+	answered.Message = strings.ReplaceAll(answered.Message, r.branches.Address+"/"+service, "{branches}")
 	r.answers = append(r.answers, answered)
 	return err
 }
@@ -103,6 +108,18 @@ func (r *Run) registerAs(transType, branch, confirm, cancel string) {
 		Data: map[string]string{"confirm": confirm, "cancel": cancel},
 	})
 	_ = r.note("RegisterBranch", err)
+}
+
+// send asks the coordinator for an operation with what DTM's client has put together.
+func (r *Run) send(operation string, trans *dtmimp.TransBase) {
+	_ = r.note(operation, dtmgimp.DtmGrpcCall(trans, operation))
+}
+
+// told says it when a request that was not to wait has waited.
+func (r *Run) told(request string, start time.Time, limit time.Duration) {
+	if time.Since(start) > limit {
+		r.answers = append(r.answers, Answered{Request: request, Message: "waited for a branch"})
+	}
 }
 
 // tcc runs a global transaction of two branches as applications do.
@@ -163,6 +180,7 @@ func main() {
 		group.Add(1)
 		go func() {
 			defer group.Done()
+			time.Sleep(time.Duration(i) * pace)
 			run.began = time.Now()
 			scenario.play(run)
 			records[i] = run.record(scenario.name)

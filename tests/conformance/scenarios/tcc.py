@@ -1,36 +1,23 @@
-"""The scenarios of `go/scenarios.go` for our own client: the same names, the same steps, one transaction each."""
+"""Try, Confirm, Cancel: the scenarios of `go/tcc.go` for our own client."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable
-
-import grpc
 
 from seckill.dtm import TransOptions
 from tests.conformance.python_client import Run
+from tests.conformance.scenarios.registry import (
+    ABORTED,
+    BROKEN,
+    FAILED_PRECONDITION,
+    NOTHING,
+    WAIT,
+    WAIT_SHORT,
+    Scenarios,
+)
 from tests.support.branches import Answer
 
-ABORTED = grpc.StatusCode.ABORTED
-FAILED_PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
-INTERNAL = grpc.StatusCode.INTERNAL
-
-BROKEN = Answer(INTERNAL, "broken")
-NOTHING = TransOptions()
-WAIT = TransOptions(wait_result=True)
-WAIT_SHORT = TransOptions(wait_result=True, retry_interval_s=1)
-
-Scenario = Callable[[Run], Awaitable[None]]
-SCENARIOS: dict[str, Scenario] = {}
-
-
-def scenario(name: str) -> Callable[[Scenario], Scenario]:
-    def add(play: Scenario) -> Scenario:
-        SCENARIOS[name] = play
-        return play
-
-    return add
+scenario = Scenarios()
 
 
 @scenario("success")
@@ -41,10 +28,8 @@ async def success(run: Run) -> None:
 @scenario("success without waiting")
 async def success_without_waiting(run: Run) -> None:
     run.script("02", "confirm", Answer(pause_ms=2_500))
-    began = time.monotonic()
-    await run.tcc(NOTHING)
-    if time.monotonic() - began > 2.4:
-        run.say("Submit", "", "waited for Confirm")
+    async with run.not_waiting("Submit", 2.4):
+        await run.tcc(NOTHING)
     await run.wait(4, 5)
 
 
