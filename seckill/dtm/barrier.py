@@ -30,7 +30,7 @@ from seckill.dtm.database import (
     row_number,
 )
 from seckill.dtm.errors import DtmError
-from seckill.dtm.protocol import BRANCH_ID, GID, OP, TRANS_TYPE, BranchContext
+from seckill.dtm.protocol import BRANCH_ID, GID, OP, ROLLBACK, TRANS_TYPE, BranchContext
 
 T = TypeVar("T")
 
@@ -118,12 +118,17 @@ class Barrier:
         self._context = context
         self._calls = 0
 
-    async def call(self, session: AsyncSession, business: Callable[[AsyncSession], Awaitable[T]]) -> Passed[T]:
-        """Runs `business` inside the caller's transaction unless the barrier says no. The n-th call has id `0n`."""
+    async def call(
+        self, session: AsyncSession, business: Callable[[AsyncSession], Awaitable[T]], *, origin: str | None = None
+    ) -> Passed[T]:
+        """Runs `business` inside the caller's transaction unless the barrier says no. The n-th call has id `0n`.
+
+        `origin`: the operation that this one undoes, where it is none of DTM's pairs.
+        """
         self._calls += 1
         barrier_id = f"{self._calls:02d}"
         op = self._context.op
-        origin = _ORIGIN.get(op)
+        origin = origin or _ORIGIN.get(op)
         origin_is_new = origin is not None and await self._insert(session, origin, barrier_id)
         current_is_new = await self._insert(session, op, barrier_id)
         if not current_is_new:
@@ -133,14 +138,22 @@ class Barrier:
             return Passed(Passage.EMPTY)
         return Passed(Passage.RAN, await business(session))
 
-    async def _insert(self, session: AsyncSession, op: str, barrier_id: str) -> bool:
+    async def keep_out(self, session: AsyncSession, op: str) -> bool:
+        """Writes the row of `op`'s first call before it, so that it will not run; False: it has run, nothing changed.
+
+        One that is running is waited for: its row is locked.
+        """
+        await self._insert(session, op, "01", reason=ROLLBACK)
+        return await self._reason(session, op, "01") == ROLLBACK
+
+    async def _insert(self, session: AsyncSession, op: str, barrier_id: str, *, reason: str = "") -> bool:
         row = {
             "trans_type": self._context.trans_type,
             "gid": self._context.gid,
             "branch_id": self._context.branch_id,
             "op": op,
             "barrier_id": barrier_id,
-            "reason": self._context.op,
+            "reason": reason or self._context.op,
         }
         return await affected(session, insert_ignore(_BARRIER, dialect_of(session)), row) > 0
 
@@ -148,15 +161,20 @@ class Barrier:
         return await inserted_by(session, self._context, op=op, barrier_id=barrier_id)
 
 
-async def inserted_by(session: AsyncSession, context: BranchContext, *, op: str, barrier_id: str = "01") -> str | None:
-    """The operation that wrote the branch's barrier row of `op`; None when there is no such row."""
+async def inserted_by(
+    session: AsyncSession, context: BranchContext, *, op: str, barrier_id: str = "01", locked: bool = False
+) -> str | None:
+    """The operation that wrote the branch's barrier row of `op`; None when there is no such row.
+
+    `locked`: a transaction that is writing it now is waited for, where the database has row locks.
+    """
     row = select(_BARRIER.c.reason).where(
         _BARRIER.c.gid == context.gid,
         _BARRIER.c.branch_id == context.branch_id,
         _BARRIER.c.op == op,
         _BARRIER.c.barrier_id == barrier_id,
     )
-    reason: str | None = await session.scalar(row)
+    reason: str | None = await session.scalar(row.with_for_update(read=True) if locked else row)
     return reason
 
 
@@ -175,14 +193,28 @@ async def in_transaction(
     for RETRY_FOR_MS: after 1205 MySQL has undone only the last statement, so committing the rest would keep a barrier
     row without its effect. A caller that is cancelled waits until the running attempt has ended, one way or the other.
     """
+    return await tried_again(lambda: _attempt(sessions, work), after=may_be_tried_again, attempts_max=attempts_max)
+
+
+def may_be_tried_again(error: BaseException) -> bool:
+    return isinstance(error, Raced) or is_transient(error)
+
+
+async def tried_again(
+    attempt: Callable[[], Coroutine[Any, Any, T]],
+    *,
+    after: Callable[[BaseException], bool],
+    attempts_max: int = ATTEMPTS_MAX,
+) -> T:
+    """`in_transaction` for another kind of transaction: `after` says after which errors `attempt` is run again."""
     retrying = tenacity.AsyncRetrying(
         stop=tenacity.stop_after_attempt(attempts_max) | tenacity.stop_after_delay(RETRY_FOR_MS / 1000),
         wait=tenacity.wait_random_exponential(multiplier=0.01, max=0.2),
-        retry=tenacity.retry_if_exception(lambda error: isinstance(error, Raced) or is_transient(error)),
+        retry=tenacity.retry_if_exception(after),
         before_sleep=_log_retry,
         reraise=True,
     )
-    return await retrying(_unbroken, lambda: _attempt(sessions, work))
+    return await retrying(_unbroken, attempt)
 
 
 async def _attempt(sessions: async_sessionmaker[AsyncSession], work: Callable[[AsyncSession], Awaitable[T]]) -> T:

@@ -133,9 +133,26 @@ class DtmClient:
         reply = await self._call("NewGid", self._stub.NewGid(Empty(), timeout=self._timeout_ms / 1000))
         return reply.Gid
 
-    async def prepare(self, gid: str, *, trans_type: str = "tcc", options: TransOptions = DEFAULTS) -> None:
-        """Opens the transaction. A repeat succeeds as long as it is still prepared."""
-        request = DtmRequest(Gid=gid, TransType=trans_type, TransOptions=options.message())
+    async def prepare(
+        self,
+        gid: str,
+        *,
+        trans_type: str = "tcc",
+        options: TransOptions = DEFAULTS,
+        query_prepared: str = "",
+        steps: str = "",
+        payloads: Sequence[bytes] = (),
+        custom_data: str = "",
+    ) -> None:
+        """Opens the transaction. A repeat succeeds as long as it is still prepared.
+
+        A message brings its branches along, as `submit` says, and `query_prepared`: whom to ask whether it is to be
+        sent. `custom_data` is a pattern's own options, JSON.
+        """
+        request = DtmRequest(
+            Gid=gid, TransType=trans_type, TransOptions=options.message(), QueryPrepared=query_prepared, Steps=steps,
+            BinPayloads=payloads, CustomedData=custom_data,
+        )  # fmt: skip
         await self._call("Prepare", self._stub.Prepare(request, timeout=self._timeout_ms / 1000))
 
     async def register_branch(
@@ -155,16 +172,19 @@ class DtmClient:
         options: TransOptions = DEFAULTS,
         steps: str = "",
         payloads: Sequence[bytes] = (),
+        custom_data: str = "",
+        query_prepared: str = "",
         timeout_ms: int | None = None,
     ) -> None:
         """Decides the transaction: commit. Send it once, and only for a gid whose Prepare succeeded.
 
         A DTM server accepts an unknown gid and confirms nothing, and a second Submit makes it forget the branches.
-        Patterns without Prepare bring their branches along: `steps` is JSON, with one of `payloads` for each step.
+        A saga and a message bring their branches along: `steps` is JSON, with one of `payloads` for each step.
         """
         request = DtmRequest(
-            Gid=gid, TransType=trans_type, TransOptions=options.message(), Steps=steps, BinPayloads=payloads
-        )
+            Gid=gid, TransType=trans_type, TransOptions=options.message(), QueryPrepared=query_prepared, Steps=steps,
+            BinPayloads=payloads, CustomedData=custom_data,
+        )  # fmt: skip
         await self._call("Submit", self._stub.Submit(request, timeout=(timeout_ms or self._timeout_ms) / 1000))
 
     async def abort(

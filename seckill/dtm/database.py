@@ -20,6 +20,8 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.sql import Executable
 from sqlalchemy.types import TypeEngine
 
+from seckill.dtm.connections import watch_connections
+
 T = TypeVar("T")
 
 MYSQL = ("mysql", "mariadb")
@@ -71,10 +73,13 @@ def create_engine(
     """
     name = make_url(url).get_backend_name()
     if name == "sqlite":
-        return _sqlite_engine(url, lock_wait_s)
-    if name in MYSQL:
-        return _mysql_engine(url, pool_size, lock_wait_s, read_timeout_s, tls)
-    raise UnsupportedDialect(name)
+        engine = _sqlite_engine(url, lock_wait_s)
+    elif name in MYSQL:
+        engine = _mysql_engine(url, pool_size, lock_wait_s, read_timeout_s, tls)
+    else:
+        raise UnsupportedDialect(name)
+    watch_connections(engine)
+    return engine
 
 
 def session_factory(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
@@ -160,22 +165,24 @@ def is_transient(error: BaseException) -> bool:
     """Whether the whole transaction may be tried again: a lock was not got (1205, SQLITE_BUSY) or a deadlock (1213)."""
     if not isinstance(error, DBAPIError):
         return False
-    original: Any = error.orig
-    code = getattr(original, "sqlite_errorcode", None)
+    code = getattr(error.orig, "sqlite_errorcode", None)
     if code is not None:
         return bool((code & 0xFF) == sqlite3.SQLITE_BUSY)  # the high bits tell which kind of busy
-    arguments: tuple[Any, ...] = getattr(original, "args", ())
-    return bool(arguments) and arguments[0] in {LOCK_WAIT_TIMEOUT, DEADLOCK}
+    return mysql_code(error) in {LOCK_WAIT_TIMEOUT, DEADLOCK}
+
+
+def mysql_code(error: BaseException) -> int | None:
+    """The number of an error of MySQL or MariaDB; None for any other error."""
+    arguments: tuple[Any, ...] = getattr(error.orig, "args", ()) if isinstance(error, DBAPIError) else ()
+    return arguments[0] if arguments and isinstance(arguments[0], int) else None
 
 
 def is_connection_lost(error: BaseException) -> bool:
     """Whether the database could not be reached, or the connection broke. A commit that ends so may have happened."""
     if not isinstance(error, DBAPIError):
         return False
-    original: Any = error.orig
-    arguments: tuple[Any, ...] = getattr(original, "args", ())
     unreachable = {TOO_MANY_CONNECTIONS, SHUTTING_DOWN, NO_SOCKET, NOT_LISTENING}
-    return error.connection_invalidated or (bool(arguments) and arguments[0] in unreachable)
+    return error.connection_invalidated or mysql_code(error) in unreachable
 
 
 # --- column types ----------------------------------------------------------------------------------------------

@@ -19,11 +19,21 @@ BRANCH_ID = "dtm-branch_id"
 OP = "dtm-op"
 DTM = "dtm-dtm"
 
+TCC = "tcc"
+SAGA = "saga"
+XA = "xa"
+MSG = "msg"
+
 TRY = "try"
 CONFIRM = "confirm"
 CANCEL = "cancel"
 ACTION = "action"
 COMPENSATE = "compensate"
+COMMIT = "commit"
+ROLLBACK = "rollback"
+MSG_OP = "msg"  # a message's local part, and the question how it ended
+
+MSG_BRANCH = "00"
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 

@@ -7,11 +7,11 @@ decided here, and never holds a traceback.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import structlog
@@ -23,11 +23,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from seckill.dtm.barrier import InvalidMetadata, Raced
 from seckill.dtm.database import session_factory
+from seckill.dtm.ending import ALONE, Ending
 from seckill.dtm.errors import MissingMetadata
 from seckill.dtm.health import CheckingHealth, check_database
+from seckill.dtm.message_branch import RolledBack
 from seckill.dtm.protocol import BRANCH_ID, GID, OP, TRANS_TYPE, BranchContext, Metadata
 from seckill.dtm.saga_branch import ActionRefused, ActionTooLate
 from seckill.dtm.tcc_branch import DecisionLost, InvalidRequest, TryMissing, TryRefused, TryTooLate
+from seckill.dtm.xa_branch import XaBusy, XaMissing, XaRepeated, XaTooLate, XaUnsupported
 
 CONCURRENT_CALLS_MAX = 1_000
 """Calls in one server at a time; above it callers get RESOURCE_EXHAUSTED, which coordinators repeat."""
@@ -62,28 +65,39 @@ class Status:
 StatusOf = Callable[[Exception], Status | None]
 """The meaning of a service's own errors; None for one that it does not know."""
 
-
-class Ending(Protocol):
-    """How the process of a server ends: one deadline, shared with everything else that it has to finish."""
-
-    def when_begun(self, tell: Callable[[], None]) -> None:
-        """`tell` is called when the process has begun to end, and the server still serves."""
-
-    def work_left_s(self) -> float:
-        """Time that running calls have."""
-
-    def leave(self, what: str, count: int) -> None:
-        """Notes what is cut off."""
+BytesMethod = Callable[[bytes, grpc.aio.ServicerContext[Any, Any]], Awaitable[bytes]]
 
 
-def branch_context(context: grpc.aio.ServicerContext[Any, Any], *, op: str, trans_type: str = "tcc") -> BranchContext:
-    """Who calls, for a method that serves `op` of one pattern. Raises MissingMetadata and InvalidMetadata."""
+def _none(_error: Exception) -> None:
+    """The meaning of errors for a service that has none of its own."""
+
+
+def add_methods(server: grpc.aio.Server, service: str, methods: Mapping[str, BytesMethod]) -> None:
+    """Has `/service/method` answered for each of these, bytes in and out: for who has no generated servicer."""
+    handlers = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
+
+
+def branch_context(
+    context: grpc.aio.ServicerContext[Any, Any],
+    *,
+    op: str | Collection[str],
+    trans_type: str | Collection[str] = "tcc",
+) -> BranchContext:
+    """Who calls, for a method that serves these operations of these patterns.
+
+    Raises MissingMetadata and InvalidMetadata.
+    """
     branch = BranchContext.from_metadata(context.invocation_metadata())
-    if branch.trans_type != trans_type:
-        raise InvalidMetadata(TRANS_TYPE, f"{branch.trans_type[:45]!r}, this method serves {trans_type!r}")
-    if branch.op != op:
-        raise InvalidMetadata(OP, f"{branch.op[:45]!r}, this method serves {op!r}")
+    _require_served(TRANS_TYPE, branch.trans_type, trans_type)
+    _require_served(OP, branch.op, op)
     return branch
+
+
+def _require_served(name: str, value: str, served: str | Collection[str]) -> None:
+    allowed = (served,) if isinstance(served, str) else tuple(served)
+    if value not in allowed:
+        raise InvalidMetadata(name, f"{value[:45]!r}, this method serves {', '.join(map(repr, allowed))}")
 
 
 @asynccontextmanager
@@ -91,9 +105,9 @@ async def serve(
     address: str,
     register: Callable[[grpc.aio.Server], None],
     *,
-    names: Sequence[str],
-    status_of: StatusOf,
-    drain: Ending,
+    names: Sequence[str] = (),
+    status_of: StatusOf = _none,
+    drain: Ending = ALONE,
     credentials: grpc.ServerCredentials | None = None,
     only: Collection[str] = (),
     check: Callable[[], Awaitable[None]] | None = None,
@@ -286,11 +300,15 @@ def _protocol_status(error: Exception) -> Status | None:
             return Status(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         case TryRefused():
             return Status(grpc.StatusCode.ABORTED, str(error), error.trailing)
-        case TryTooLate() | ActionRefused() | ActionTooLate():
+        case TryTooLate() | ActionRefused() | ActionTooLate() | RolledBack() | XaTooLate():
             return Status(grpc.StatusCode.ABORTED, str(error))
-        case DecisionLost() | TryMissing():
+        case DecisionLost() | TryMissing() | XaMissing() | XaRepeated():
             return Status(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        case OperationalError() | InterfaceError() | PoolTimeout() | Raced():
+        case XaUnsupported():
+            return Status(grpc.StatusCode.UNIMPLEMENTED, str(error))
+        case XaUnsupported():
+            return Status(grpc.StatusCode.UNIMPLEMENTED, str(error))
+        case OperationalError() | InterfaceError() | PoolTimeout() | Raced() | XaBusy():
             return Status(grpc.StatusCode.UNAVAILABLE, "the database cannot do this now")
         case _:
             return None
@@ -303,7 +321,7 @@ def _report(error: Exception, status: Status, method: str, context: grpc.aio.Ser
         "code": status.code.name, "detail": status.detail,
     }  # fmt: skip
     match error:
-        case DecisionLost() | TryMissing():
+        case DecisionLost() | TryMissing() | XaMissing():
             UNDECIDABLE.labels(method).inc()
             log.error("branch_contradicted", **facts)
         case _ if status is _INTERNAL:

@@ -7,9 +7,9 @@ both insert first, does not. Knows nothing of what a branch does. Needs the tabl
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
-from sqlalchemy import BigInteger, Column, MetaData, Table, insert, select
+from sqlalchemy import BigInteger, Column, MetaData, Table, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from seckill.dtm.barrier import Barrier, Passage, barrier_table, inserted_by
@@ -19,6 +19,7 @@ from seckill.dtm.database import (
     affected,
     ascii_text,
     dialect_of,
+    in_chunks,
     insert_ignore,
     long_bytes,
 )
@@ -131,19 +132,26 @@ async def run_confirm(
 ) -> Passage:
     """Confirm: runs `business` once. Raises DecisionLost after a Cancel, TryMissing without a Try."""
     barrier = Barrier(context)
-    await _decide(session, context)
+    await decide(session, context, CONFIRM)
     if await inserted_by(session, context, op=TRY) != TRY:
         raise TryMissing(context)
     return (await barrier.call(session, business)).passage
 
 
 async def run_cancel(
-    session: AsyncSession, context: BranchContext, business: Callable[[AsyncSession], Awaitable[None]]
+    session: AsyncSession,
+    context: BranchContext,
+    business: Callable[[AsyncSession], Awaitable[None]],
+    *,
+    origin: str | None = None,
 ) -> Passage:
-    """Cancel: runs `business` once if its Try ran; else keeps the Try from running. Raises DecisionLost."""
+    """Cancel: runs `business` once if its Try ran; else keeps the Try from running. Raises DecisionLost.
+
+    Another pattern's compensation is the same, of its action; `origin` as in `Barrier.call`.
+    """
     barrier = Barrier(context)
-    await _decide(session, context)
-    return (await barrier.call(session, business)).passage
+    await decide(session, context, CANCEL)
+    return (await barrier.call(session, business, origin=origin)).passage
 
 
 async def decision_of(session: AsyncSession, context: BranchContext) -> str | None:
@@ -153,14 +161,42 @@ async def decision_of(session: AsyncSession, context: BranchContext) -> str | No
     return op
 
 
-async def _decide(session: AsyncSession, context: BranchContext) -> None:
-    assert context.op in (CONFIRM, CANCEL)
-    row = {"gid": context.gid, "branch_id": context.branch_id, "op": context.op, "created_at_ms": _now_ms()}
+async def decide(session: AsyncSession, context: BranchContext, op: str) -> None:
+    """Writes down how the branch ends, `confirm` or `cancel`. Raises DecisionLost when it has ended otherwise."""
+    row = {"gid": context.gid, "branch_id": context.branch_id, "op": op, "created_at_ms": _now_ms()}
     if await affected(session, insert_ignore(_DECISION, dialect_of(session)), row) > 0:
         return
     standing = await decision_of(session, context)
-    if standing != context.op:
+    if standing != op:
         raise DecisionLost(context, str(standing))
+
+
+async def take_back(session: AsyncSession, context: BranchContext) -> None:
+    """Makes `cancel` of a `confirm` that the branch wrote itself, where no one else may decide."""
+    own = update(_DECISION).where(_DECISION.c.gid == context.gid, _DECISION.c.branch_id == context.branch_id)
+    await session.execute(own.values(op=CANCEL))
+
+
+async def decide_many(session: AsyncSession, gids: Sequence[str], *, branch_id: str, op: str) -> None:
+    """Writes down how this branch of each gid ends, where nothing is written; `decisions_of` tells what then stands.
+
+    In the order of the gids, so that two calls never wait for each other crosswise.
+    """
+    if not gids:
+        return
+    rows = [{"gid": gid, "branch_id": branch_id, "op": op, "created_at_ms": _now_ms()} for gid in sorted(gids)]
+    await session.execute(insert_ignore(_DECISION, dialect_of(session)), rows)  # one statement for all
+
+
+async def decisions_of(session: AsyncSession, gids: Sequence[str], *, branch_id: str) -> dict[str, str]:
+    """`confirm` or `cancel` by gid; undecided ones are absent."""
+    found: dict[str, str] = {}
+    for chunk in in_chunks(gids):
+        some = select(_DECISION.c.gid, _DECISION.c.op).where(
+            _DECISION.c.gid.in_(chunk), _DECISION.c.branch_id == branch_id
+        )
+        found.update((gid, op) for gid, op in await session.execute(some))
+    return found
 
 
 async def _keep_reply(session: AsyncSession, context: BranchContext, reply: bytes) -> None:

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import re
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from seckill.client import open_front
 from seckill.settings import load_settings
 from seckill.wiring import Embedded, open_embedded, with_values
+from tests.support.examples import examples, printed_by
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-EXAMPLE = re.compile(r"<!-- example: (?P<name>[^>]+) -->\n```python\n(?P<code>.*?)```", re.DOTALL)
 EXPECTED = {
     "through the front": "'status': 'confirmed'",
     "straight to kafka": "published 1-",
     "a consumer of your own": "orders",
     "a transaction of your own": "(70, 0)",
 }
-
-
-def examples(page: str) -> dict[str, str]:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    return {match["name"]: match["code"] for match in EXAMPLE.finditer(text)}
 
 
 @pytest.fixture
@@ -57,17 +46,6 @@ def test_both_languages_show_the_same_code() -> None:
     assert examples("README.zh-CN.md") == english
 
 
-async def run(code: str, environment: dict[str, str]) -> str:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code,
-        env={**os.environ, **environment}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    async with asyncio.timeout(60):
-        out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()
-    return out.decode()
-
-
 async def test_the_examples_run(embedded: Embedded) -> None:
     """Each block, as it stands, in a process of its own, does what the text around it says."""
     settings = embedded.settings
@@ -80,7 +58,7 @@ async def test_the_examples_run(embedded: Embedded) -> None:
         "SECKILL__KAFKA__BOOTSTRAP": settings.kafka.bootstrap,
         "SECKILL__DTM__GRPC": settings.dtm.grpc,
     }
-    printed = {name: await run(code, environment) for name, code in examples("README.md").items()}
+    printed = {name: await printed_by(code, environment) for name, code in examples("README.md").items()}
     for name, words in EXPECTED.items():
         assert words in printed[name], (name, printed[name])
     assert "saw 2 orders" in printed["a consumer of your own"]
