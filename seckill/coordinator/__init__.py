@@ -1,15 +1,17 @@
 """A coordinator that speaks DTM's protocol: durable log, crash recovery, repeats until every branch has answered.
 
-Differences from a DTM server: a Submit for a gid that nobody prepared is refused, a second Submit changes nothing,
-and only TCC over gRPC is served so far.
+It serves all four patterns over gRPC: TCC, XA, saga and two-phase message. Differences from a DTM server: a Submit of
+a TCC or an XA that nobody prepared is refused, a second Submit changes nothing, a saga's actions that are being called
+are waited for before anything is compensated, and topics and workflows are not served.
 """
 
 from __future__ import annotations
 
-from seckill.coordinator.engine import Coordinator, Timing
+from seckill.coordinator.engine import Coordinator
 from seckill.coordinator.http_api import coordinator_app
 from seckill.coordinator.server import ServedCoordinator, serve_coordinator
 from seckill.coordinator.store import Store, StoreUnavailable
+from seckill.coordinator.timing import Timing
 
 __all__ = [
     "Coordinator",

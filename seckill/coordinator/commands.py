@@ -45,9 +45,12 @@ class Command(Protocol[OutcomeT_co]):
 
 @dataclass(frozen=True, slots=True)
 class Insert:
-    """Opens a transaction. The outcome is the one that is there already, or None."""
+    """Opens a transaction, with the branches that it has from the start. The outcome is the one that is there
+    already, or None.
+    """
 
     transaction: Transaction
+    branches: tuple[BranchOp, ...] = ()
     needs_branches: ClassVar[bool] = False
 
     @property
@@ -59,6 +62,8 @@ class Insert:
             return known.transaction
         known.transaction = self.transaction
         known.inserted = True
+        known.branches.extend(self.branches)
+        known.new_branches.extend(self.branches)
         return None
 
 
@@ -79,8 +84,8 @@ class Register:
     def apply(self, known: Known) -> Registered:
         if known.transaction is None or known.transaction.status is not Status.PREPARED:
             return Registered.NOT_PREPARED
-        present = {(branch.branch_id, branch.op) for branch in known.branches}
-        if any((branch.branch_id, branch.op) in present for branch in self.branches):
+        present = {branch.key for branch in known.branches}
+        if any(branch.key in present for branch in self.branches):
             return Registered.TWICE
         known.branches.extend(self.branches)
         known.new_branches.extend(self.branches)
@@ -100,7 +105,7 @@ class Decided:
 class Decide:
     """Moves a transaction to `to` if its status is one of `only_from` and no other coordinator is at work on it.
 
-    The outcome is None for an unknown gid. An empty `owner` leaves the branches to the next cron run.
+    The outcome is None for an unknown gid. An empty `owner` leaves the branches to the first cron run after `delay_ms`.
     """
 
     gid: str
@@ -110,6 +115,7 @@ class Decide:
     lease_ms: int
     interval_s: int
     reason: str = ""
+    delay_ms: int = 0
     needs_branches: ClassVar[bool] = True
 
     def apply(self, known: Known) -> Decided | None:
@@ -124,7 +130,7 @@ class Decide:
             before,
             status=self.to,
             owner=self.owner,
-            next_cron_ms=now + self.lease_ms if self.owner else now,
+            next_cron_ms=now + (self.lease_ms if self.owner else self.delay_ms),
             next_cron_interval_s=self.interval_s,
             rollback_reason=self.reason or before.rollback_reason,
         )
@@ -133,26 +139,55 @@ class Decide:
 
 
 @dataclass(frozen=True, slots=True)
-class BranchDone:
-    """A branch operation answered OK. The outcome says whether the transaction is still ours; the lease is renewed."""
+class TurnBack:
+    """Its owner rolls back what was submitted. The outcome is the transaction after that; None: not ours any more."""
 
-    branch: BranchOp
+    gid: str
     owner: str
     lease_ms: int
     interval_s: int
+    reason: str
+    answered: tuple[BranchOp, ...] = ()  # with the status that each has now
     needs_branches: ClassVar[bool] = False
 
-    @property
-    def gid(self) -> str:
-        return self.branch.gid
+    def apply(self, known: Known) -> Transaction | None:
+        before = known.transaction
+        if before is None or before.owner != self.owner or before.status is not Status.SUBMITTED:
+            return None
+        after = replace(
+            before,
+            status=Status.ABORTING,
+            next_cron_ms=now_ms() + self.lease_ms,
+            next_cron_interval_s=self.interval_s,
+            rollback_reason=self.reason,
+        )
+        known.done_branches.extend(self.answered)
+        known.change(after)
+        return after
+
+
+@dataclass(frozen=True, slots=True)
+class BranchDone:
+    """Operations have their final answers; without any, only the lease is renewed, for what is called next.
+
+    The outcome says whether the transaction is still ours. If it is not, what has succeeded is kept all the same.
+    """
+
+    gid: str
+    owner: str
+    lease_ms: int
+    interval_s: int
+    answered: tuple[BranchOp, ...] = ()  # with the status that each has now
+    needs_branches: ClassVar[bool] = False
 
     def apply(self, known: Known) -> bool:
-        now = now_ms()
-        known.done_branches.append(replace(self.branch, status=Status.SUCCEED, finished_ms=now))
         transaction = known.transaction
-        if transaction is None or transaction.owner != self.owner:
+        ours = transaction is not None and transaction.owner == self.owner
+        known.done_branches.extend(each for each in self.answered if ours or each.status is Status.SUCCEED)
+        if transaction is None or not ours:
             return False
-        known.change(replace(transaction, next_cron_ms=now + self.lease_ms, next_cron_interval_s=self.interval_s))
+        due = now_ms() + self.lease_ms
+        known.change(replace(transaction, next_cron_ms=due, next_cron_interval_s=self.interval_s))
         return True
 
 
@@ -164,11 +199,12 @@ class Postpone:
     owner: str
     delay_ms: int
     interval_s: int
+    only_from: Collection[Status] = UNFINISHED
     needs_branches: ClassVar[bool] = False
 
     def apply(self, known: Known) -> bool:
         transaction = known.transaction
-        if transaction is None or transaction.owner != self.owner:
+        if transaction is None or transaction.owner != self.owner or transaction.status not in self.only_from:
             return False
         due = now_ms() + self.delay_ms
         known.change(replace(transaction, owner="", next_cron_ms=due, next_cron_interval_s=self.interval_s))
@@ -177,17 +213,16 @@ class Postpone:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """All branches have answered OK. The outcome says whether the status was still the decided one."""
+    """Nothing is left to call. The outcome says whether the status was still the one that led there."""
 
     gid: str
     only_from: Status
     to: Status
-    last: BranchOp | None = None  # the operation that answered OK last, if that is not written yet
+    answered: tuple[BranchOp, ...] = ()  # operations whose success is not written yet
     needs_branches: ClassVar[bool] = False
 
     def apply(self, known: Known) -> bool:
-        if self.last is not None:
-            known.done_branches.append(replace(self.last, status=Status.SUCCEED, finished_ms=now_ms()))
+        known.done_branches.extend(self.answered)
         transaction = known.transaction
         if transaction is None or transaction.status is not self.only_from:
             return False

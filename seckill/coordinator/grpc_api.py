@@ -8,6 +8,7 @@ import grpc
 from google.protobuf.empty_pb2 import Empty
 
 from seckill.coordinator.engine import Coordinator
+from seckill.coordinator.pattern import Contents
 from seckill.coordinator.refusals import Refusal
 from seckill.coordinator.store import StoreUnavailable
 from seckill.dtm.protocol import TransOptions
@@ -28,6 +29,10 @@ def status_of(error: Exception) -> Status | None:
             return None
 
 
+def _contents(request: DtmRequest) -> Contents:
+    return Contents(request.QueryPrepared, request.Steps, request.BinPayloads, request.CustomedData)
+
+
 class DtmApi(DtmServicer):
     """One coordinator as a gRPC service. Raises what it raises."""
 
@@ -39,7 +44,7 @@ class DtmApi(DtmServicer):
 
     async def Prepare(self, request: DtmRequest, context: Context) -> Empty:
         options = TransOptions.from_message(request.TransOptions)
-        await self._coordinator.prepare(request.Gid, request.TransType, options)
+        await self._coordinator.prepare(request.Gid, request.TransType, options, _contents(request))
         return Empty()
 
     async def RegisterBranch(self, request: DtmBranchRequest, context: Context) -> Empty:
@@ -50,7 +55,7 @@ class DtmApi(DtmServicer):
 
     async def Submit(self, request: DtmRequest, context: Context) -> Empty:
         options = TransOptions.from_message(request.TransOptions)
-        await self._coordinator.submit(request.Gid, request.TransType, options)
+        await self._coordinator.submit(request.Gid, request.TransType, options, _contents(request))
         return Empty()
 
     async def Abort(self, request: DtmRequest, context: Context) -> Empty:

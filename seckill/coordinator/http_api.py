@@ -163,6 +163,8 @@ def _transaction(transaction: Transaction) -> dict[str, Any]:
         "next_cron_time": _time(transaction.next_cron_ms),
         "owner": transaction.owner,
         "rollback_reason": transaction.rollback_reason,
+        "query_prepared": transaction.query_prepared,
+        "custom_data": transaction.custom_data,
     }
     always = {
         "id": transaction.number,

@@ -80,6 +80,21 @@ def still_ongoing() -> Refusal:
     return Refusal(grpc.StatusCode.FAILED_PRECONDITION, ONGOING)
 
 
+def not_succeeded(reason: str) -> Refusal:
+    """What one who waits for a saga or a message is told when it has not succeeded: in time, or at all."""
+    text = _failure(reason) if reason else f"wait result not return success: {FAILURE}"
+    return Refusal(grpc.StatusCode.ABORTED, text)
+
+
+def is_still_ongoing(refusal: Refusal) -> bool:
+    return refusal.code is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def why_refused(url: str, error: Refused) -> str:
+    """The reason of a rollback, when an action has refused."""
+    return f"url:{url} return failed: {_failure(error.detail)}"
+
+
 def is_ongoing(error: CallFailed) -> bool:
     """Branches on DTM clients before 1.10 say ABORTED with this message when they mean FAILED_PRECONDITION."""
     return isinstance(error, Ongoing) or (isinstance(error, Refused) and error.detail == ONGOING)
@@ -94,11 +109,16 @@ def branch_failed(error: CallFailed | BadTarget) -> Refusal:
         case BadTarget(target=target):
             return Refusal(grpc.StatusCode.UNKNOWN, f"{_RETRIED}bad url: '{target}'. no '/' found")
         case Refused(detail=detail):
-            return Refusal(grpc.StatusCode.ABORTED, f"{_RETRIED}{detail.removesuffix(' ' + FAILURE)} {FAILURE}")
+            return Refusal(grpc.StatusCode.ABORTED, _RETRIED + _failure(detail))
         case Unavailable(code=grpc.StatusCode.DEADLINE_EXCEEDED):
             return Refusal(error.code, _RETRIED + _go_error(error.code, "context deadline exceeded"))
         case CallFailed():
             return Refusal(error.code, _RETRIED + _go_error(error.code, error.detail))
+
+
+def _failure(detail: str) -> str:
+    """A detail that ends with the word once."""
+    return f"{detail.removesuffix(' ' + FAILURE)} {FAILURE}"
 
 
 def _go_error(code: grpc.StatusCode, detail: str) -> str:

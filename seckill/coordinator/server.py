@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import structlog
 from starlette.routing import BaseRoute
 
-from seckill.coordinator.engine import Coordinator, Timing
+from seckill.coordinator.engine import Coordinator
 from seckill.coordinator.grpc_api import DtmApi, status_of
 from seckill.coordinator.http_api import coordinator_app
 from seckill.coordinator.store import OnWrite, Store
+from seckill.coordinator.timing import Timing
 from seckill.draining import Drain
 from seckill.dtm.channels import Channels
 from seckill.dtm.serving import serve

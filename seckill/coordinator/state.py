@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import msgspec
@@ -12,7 +12,10 @@ from seckill.dtm.protocol import TransOptions
 
 
 class Status(StrEnum):
-    """Of a transaction; a branch operation is PREPARED until it has answered OK, then SUCCEED."""
+    """Of a transaction; a branch operation is PREPARED until it has answered OK, then SUCCEED.
+
+    An action of a saga that refused is FAILED.
+    """
 
     PREPARED = "prepared"
     SUBMITTED = "submitted"
@@ -44,6 +47,8 @@ class Transaction:
     owner: str = ""
     finished_ms: int | None = None
     rollback_reason: str = ""
+    query_prepared: str = ""  # whom to ask about a message that nobody submitted
+    custom_data: str = ""  # JSON: a saga's orders, a message's delay
     number: int = 0  # given by the log: larger is newer
 
 
@@ -59,6 +64,15 @@ class BranchOp:
     created_ms: int
     status: Status = Status.PREPARED
     finished_ms: int | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from the other operations of its transaction."""
+        return self.branch_id, self.op
+
+    def answered(self, status: Status) -> BranchOp:
+        """It after its final answer."""
+        return replace(self, status=status, finished_ms=now_ms())
 
 
 class OptionsJson(msgspec.Struct, omit_defaults=True):

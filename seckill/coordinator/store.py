@@ -42,6 +42,7 @@ from seckill.coordinator.commands import (
     Postpone,
     Register,
     Reset,
+    TurnBack,
 )
 from seckill.coordinator.state import (
     DECIDED,
@@ -72,6 +73,7 @@ WRITTEN: Mapping[type[Command[Any]], CrashPoint] = {
     Insert: CrashPoint.LOG_INSERT_WRITTEN,
     Register: CrashPoint.LOG_REGISTER_WRITTEN,
     Decide: CrashPoint.LOG_DECIDE_WRITTEN,
+    TurnBack: CrashPoint.LOG_TURN_BACK_WRITTEN,
     BranchDone: CrashPoint.LOG_BRANCH_DONE_WRITTEN,
     Postpone: CrashPoint.LOG_POSTPONE_WRITTEN,
     Finish: CrashPoint.LOG_FINISH_WRITTEN,
@@ -82,6 +84,7 @@ COMMITTED: Mapping[type[Command[Any]], CrashPoint] = {
     Insert: CrashPoint.LOG_INSERT_COMMITTED,
     Register: CrashPoint.LOG_REGISTER_COMMITTED,
     Decide: CrashPoint.LOG_DECIDE_COMMITTED,
+    TurnBack: CrashPoint.LOG_TURN_BACK_COMMITTED,
     BranchDone: CrashPoint.LOG_BRANCH_DONE_COMMITTED,
     Postpone: CrashPoint.LOG_POSTPONE_COMMITTED,
     Finish: CrashPoint.LOG_FINISH_COMMITTED,
@@ -345,8 +348,8 @@ async def _write(connection: AsyncConnection, known: Collection[Known]) -> None:
     if registered:
         await connection.execute(insert(branches), registered)
     done = [branch for each in known for branch in each.done_branches]
-    if done:
-        await connection.execute(_BRANCHES_DONE, _values_of_done(done))
+    for status in sorted({branch.status for branch in done}):
+        await connection.execute(_BRANCHES_DONE, _values_of_done(status, done))
 
 
 _CHANGING = (
@@ -378,7 +381,7 @@ _BRANCHES_DONE = (
         branches.c.gid.in_(bindparam("gids", expanding=True)),  # for the index, which a list of tuples may not use
         _OPERATION.in_(bindparam("operations", expanding=True)),
     )
-    .values(status=Status.SUCCEED, finished_ms=bindparam("at_ms"))
+    .values(status=bindparam("to_status"), finished_ms=bindparam("at_ms"))
 )
 
 
@@ -405,9 +408,12 @@ def _branch_values(branch: BranchOp) -> dict[str, Any]:
     return {name: getattr(branch, name) for name in BranchOp.__slots__}
 
 
-def _values_of_done(done: Sequence[BranchOp]) -> dict[str, Any]:
+def _values_of_done(status: Status, done: Sequence[BranchOp]) -> dict[str, Any]:
+    """Of those that have this status now."""
+    those = [branch for branch in done if branch.status is status]
     return {
-        "gids": sorted({branch.gid for branch in done}),
-        "operations": sorted((branch.gid, branch.branch_id, branch.op) for branch in done),
+        "gids": sorted({branch.gid for branch in those}),
+        "operations": sorted((branch.gid, *branch.key) for branch in those),
+        "to_status": status,
         "at_ms": now_ms(),
     }

@@ -9,6 +9,7 @@ from seckill.dtm.database import TABLE_OPTIONS, ascii_text, long_bytes, row_numb
 ID_LENGTH_MAX = 128
 URL_LENGTH_MAX = 1_024
 REASON_LENGTH_MAX = 1_024
+CUSTOM_DATA_LENGTH_MAX = 8_192
 
 metadata = MetaData()
 
@@ -27,6 +28,8 @@ transactions = Table(
     Column("next_cron_interval_s", BigInteger(), nullable=False),
     Column("owner", ascii_text(ID_LENGTH_MAX), nullable=False),
     Column("rollback_reason", String(REASON_LENGTH_MAX), nullable=False),
+    Column("query_prepared", String(URL_LENGTH_MAX), nullable=False, server_default=""),
+    Column("custom_data", String(CUSTOM_DATA_LENGTH_MAX), nullable=False, server_default=""),
     UniqueConstraint("gid", name="coordinator_transaction_gid"),
     Index("coordinator_transaction_due", "status", "next_cron_ms"),
     **TABLE_OPTIONS,

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from seckill.coordinator.state import BranchOp, Status, now_ms
+from seckill.coordinator.pattern import Progress, Step, in_turn
+from seckill.coordinator.refusals import Refusal
+from seckill.coordinator.state import BranchOp, Status, Transaction, now_ms
 from seckill.dtm.protocol import CANCEL, CONFIRM
 
 
@@ -25,3 +27,9 @@ class Tcc:
         """What is left to call, in this order, for a transaction that is SUBMITTED or ABORTING."""
         op = CONFIRM if decision is Status.SUBMITTED else CANCEL
         return [branch for branch in reversed(branches) if branch.op == op and branch.status is Status.PREPARED]
+
+    def next_step(self, progress: Progress) -> Step:
+        return in_turn(self.remaining(progress.transaction.status, progress.branches), progress)
+
+    def result(self, transaction: Transaction, refusal: Refusal | None) -> Refusal | None:
+        return refusal

@@ -16,7 +16,7 @@ VERSION_TABLE = "alembic_version"
 REVISIONS: Mapping[str, tuple[str, ...]] = {
     "product": ("product_0001", "product_0002"),
     "order": ("order_0001", "order_0002"),
-    "coordinator": ("coordinator_0001",),
+    "coordinator": ("coordinator_0001", "coordinator_0002"),
     "dead_letters": ("dead_letters_0001", "dead_letters_0002", "dead_letters_0003"),
 }
 """Every revision of every database, oldest first. An id names its database: none is taken for another's."""

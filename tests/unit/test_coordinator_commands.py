@@ -20,6 +20,7 @@ from seckill.coordinator.commands import (
     Register,
     Registered,
     Reset,
+    TurnBack,
 )
 from seckill.coordinator.state import DECIDED, UNFINISHED, BranchOp, Status, Transaction, now_ms
 from seckill.coordinator.tcc import Tcc
@@ -29,8 +30,8 @@ GID = "g"
 OWNERS = st.sampled_from(["one", "two"])
 LEASES_MS = st.sampled_from([0, 60_000])  # over at once, or held to the end of the run
 NEXT = {
-    Status.PREPARED: {Status.SUBMITTED, Status.ABORTING},
-    Status.SUBMITTED: {Status.SUCCEED},
+    Status.PREPARED: {Status.SUBMITTED, Status.ABORTING, Status.FAILED},
+    Status.SUBMITTED: {Status.SUCCEED, Status.ABORTING},
     Status.ABORTING: {Status.FAILED},
     Status.SUCCEED: set[Status](),
     Status.FAILED: set[Status](),
@@ -109,11 +110,36 @@ class OneTransaction(RuleBasedStateMachine):
         before = self.transaction
         remaining = Tcc().remaining(before.status, self.branches)
         if remaining:
-            ours = self.write(BranchDone(remaining[0], owner, lease_ms, interval_s=1))
+            ours = self.write(BranchDone(GID, owner, lease_ms, 1, (remaining[0].answered(Status.SUCCEED),)))
             assert ours is (before.owner == owner)
             return
         end = Status.SUCCEED if before.status is Status.SUBMITTED else Status.FAILED
         assert self.write(Finish(GID, before.status, end))
+
+    @rule()
+    def drop(self) -> None:
+        """A message that is not to be sent ends at once, unless it was decided."""
+        before = self.status()
+        assert self.write(Finish(GID, Status.PREPARED, Status.FAILED)) is (before is Status.PREPARED)
+
+    @rule(owner=OWNERS, lease_ms=LEASES_MS)
+    def turn_back(self, owner: str, lease_ms: int) -> None:
+        """Only its owner rolls back what was submitted, and goes on owning it."""
+        before = self.transaction
+        after = self.write(TurnBack(GID, owner, lease_ms, 1, "refused"))
+        can = before is not None and before.status is Status.SUBMITTED and before.owner == owner
+        assert (after is not None) is can
+        if after is not None:
+            assert (after.status, after.owner, after.rollback_reason) == (Status.ABORTING, owner, "refused")
+
+    @rule(owner=OWNERS, delay_ms=LEASES_MS)
+    def put_off(self, owner: str, delay_ms: int) -> None:
+        """What was asked about while it was prepared is left alone once it is decided."""
+        before = self.transaction
+        told = self.write(Postpone(GID, owner, delay_ms, interval_s=2, only_from=(Status.PREPARED,)))
+        assert told is (before is not None and before.status is Status.PREPARED and before.owner == owner)
+        if not told:
+            assert self.transaction == before
 
     @rule(owner=OWNERS, delay_ms=LEASES_MS)
     def postpone(self, owner: str, delay_ms: int) -> None:
@@ -138,9 +164,9 @@ class OneTransaction(RuleBasedStateMachine):
     @invariant()
     def an_ended_transaction_has_no_owner_and_nothing_left(self) -> None:
         if self.transaction is not None and self.transaction.status not in UNFINISHED:
-            decision = Status.SUBMITTED if self.transaction.status is Status.SUCCEED else Status.ABORTING
+            decided = self.history[-2]
             assert self.transaction.owner == ""
-            assert Tcc().remaining(decision, self.branches) == []
+            assert decided is Status.PREPARED or Tcc().remaining(decided, self.branches) == []
 
 
 OneTransaction.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
