@@ -49,13 +49,11 @@ _OVERWRITTEN = (
 async def try_group(session: AsyncSession, context: BranchContext, group: Group) -> None:
     """Checks all that Confirm could fail on. Raises TryRefused naming the orders that cannot be written."""
 
-    async def check(session: AsyncSession) -> bytes:
-        refused = _out_of_range(group) | await _conflicts(session, context, group)
-        if refused:
-            raise TryRefused(f"{len(refused)} of {len(group.orders)} orders are refused", refused_metadata(refused))
+    async def look(session: AsyncSession) -> bytes:
+        await check(session, context, group)
         return b""
 
-    await run_try(session, context, check)
+    await run_try(session, context, look)
     reach(CrashPoint.ORDER_TRY_WRITTEN)
 
 
@@ -63,12 +61,7 @@ async def confirm(session: AsyncSession, context: BranchContext, group: Group, *
     """Writes the group's orders; one that another gid has confirmed stays as it is."""
 
     async def write(session: AsyncSession) -> None:
-        rows = [_row(context, group, order, now_ms) for order in group.orders]
-        await session.execute(_upsert(dialect_of(session)), rows)  # the driver sends a list as one statement
-        missing = len(rows) - await _confirmed_by(session, context)
-        if missing:
-            OVERTAKEN.inc(missing)
-            log.error("confirm_overtaken", gid=context.gid, branch_id=context.branch_id, orders=missing)
+        await write_all(session, context, group, now_ms=now_ms)
 
     passage = await run_confirm(session, context, write)
     reach(CrashPoint.ORDER_CONFIRM_WRITTEN)
@@ -85,6 +78,33 @@ async def cancel(session: AsyncSession, context: BranchContext, *, now_ms: int) 
     passage = await run_cancel(session, context, close)
     reach(CrashPoint.ORDER_CANCEL_WRITTEN)
     return passage
+
+
+async def check(session: AsyncSession, context: BranchContext, group: Group) -> None:
+    """Raises TryRefused naming the orders that cannot be written for this gid."""
+    refused = await refusals(session, context, group)
+    if refused:
+        raise TryRefused(f"{len(refused)} of {len(group.orders)} orders are refused", refused_metadata(refused))
+
+
+async def refusals(session: AsyncSession, context: BranchContext, group: Group) -> dict[bytes, str]:
+    """The orders that cannot be written for this gid, and why."""
+    return _out_of_range(group) | await _conflicts(session, context, group)
+
+
+async def write_all(session: AsyncSession, context: BranchContext, group: Group, *, now_ms: int) -> None:
+    """Writes the orders and refuses none; one that another gid has confirmed stays as it is, and a person is told."""
+    missing = await write_some(session, context, group, now_ms=now_ms)
+    if missing:
+        OVERTAKEN.inc(missing)
+        log.error("confirm_overtaken", gid=context.gid, branch_id=context.branch_id, orders=missing)
+
+
+async def write_some(session: AsyncSession, context: BranchContext, group: Group, *, now_ms: int) -> int:
+    """Writes the group's orders, over closed ones; how many stand confirmed by another gid, and were left alone."""
+    rows = [_row(context, group, order, now_ms) for order in group.orders]
+    await session.execute(_upsert(dialect_of(session)), rows)  # the driver sends a list as one statement
+    return len(rows) - await _confirmed_by(session, context)
 
 
 def _out_of_range(group: Group) -> dict[bytes, str]:

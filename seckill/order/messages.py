@@ -35,6 +35,16 @@ def group_of(request: order_pb2.CreateOrderRequest, context: BranchContext) -> G
     return Group(product_id, sale_id, price_cents, _distinct(request.items))
 
 
+def group_of_one(request: order_pb2.AddOrderReq) -> Group:
+    """The one order of a sale that the request's item is. Raises InvalidRequest naming the field."""
+    return Group(
+        in_range("productid", request.productid, low=1),
+        sale_id=in_range("sale_id", request.sale_id, low=1),
+        price_cents=in_range("price_cents", request.price_cents, low=0),
+        orders=_distinct([request.item]),
+    )
+
+
 def saga_order(request: order_pb2.AddOrderReq | orderclient_pb2.CreateRequest) -> SagaOrder:
     """The one order of an action. Raises InvalidRequest naming the field.
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import grpc
 import structlog
+from google.protobuf.empty_pb2 import Empty
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from seckill.crashpoints import CrashPoint, reach
@@ -24,10 +25,12 @@ from seckill.dtm.database import create_engine
 from seckill.dtm.protocol import CANCEL, CONFIRM, TRY
 from seckill.dtm.serving import BranchPort, BranchServer, Status, branch_context, serve_on_database
 from seckill.dtm.tcc_branch import InvalidRequest
+from seckill.dtm.xa_branch import XaBranches
 from seckill.order import branches
 from seckill.order.messages import group_of, in_range, order_message
 from seckill.order.saga_calls import OrderClientService, create_order, revert_order
 from seckill.order.types import StoredOrder
+from seckill.order.xa_calls import create_orders
 from seckill.schema import require
 from seckill.security import database_context, server_credentials
 from seckill.settings import NO_TLS, OrderSettings, TlsSettings
@@ -41,6 +44,7 @@ BRANCH_METHODS = (
     "/order.Order/RollbackOrder",
     "/order.Order/CreateOrderDTM",
     "/order.Order/CreateOrderDTMRevert",
+    "/order.Order/CreateOrderXa",
     "/orderclient.Order/Create",
     "/orderclient.Order/CreateRevert",
 )
@@ -65,20 +69,22 @@ def serve_order(
     settings: OrderSettings, tls: TlsSettings = NO_TLS, drain: Drain | None = None
 ) -> AbstractAsyncContextManager[BranchServer]:
     """Serves until the block ends, then drains. Port 0 takes a free port. Raises SchemaOutdated."""
+    engine = create_engine(
+        settings.database_url.get_secret_value(),
+        pool_size=settings.pool_size,
+        lock_wait_s=settings.lock_wait_s,
+        tls=database_context("order", settings),
+    )
+    xa = cache(partial(XaBranches, engine))  # one for both ports; a database without XA is found out by who asks for it
 
     def register(server: grpc.aio.Server, sessions: Sessions) -> None:
-        order_pb2_grpc.add_OrderServicer_to_server(OrderService(sessions), server)
+        order_pb2_grpc.add_OrderServicer_to_server(OrderService(sessions, xa), server)
         orderclient_pb2_grpc.add_OrderServicer_to_server(OrderClientService(sessions), server)
 
     return serve_on_database(
         settings.grpc,
         register,
-        engine=create_engine(
-            settings.database_url.get_secret_value(),
-            pool_size=settings.pool_size,
-            lock_wait_s=settings.lock_wait_s,
-            tls=database_context("order", settings),
-        ),
+        engine=engine,
         require_schema=partial(require, "order"),
         names=NAMES,
         status_of=status_of,
@@ -100,8 +106,9 @@ def status_of(error: Exception) -> Status | None:
 class OrderService(order_pb2_grpc.OrderServicer):
     """`order.Order`: the order branch, and what has been ordered."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, xa: Callable[[], XaBranches]) -> None:
         self._sessions = sessions
+        self._xa = xa
 
     async def CreateOrderCheck(
         self, request: order_pb2.CreateOrderRequest, context: Context
@@ -135,6 +142,18 @@ class OrderService(order_pb2_grpc.OrderServicer):
     async def CreateOrderDTMRevert(self, _request: order_pb2.AddOrderReq, context: Context) -> order_pb2.AddOrderResp:
         await revert_order(self._sessions, context)
         return order_pb2.AddOrderResp()
+
+    async def CreateOrderXa(
+        self, request: order_pb2.CreateOrderRequest, context: Context
+    ) -> order_pb2.CreateOrderResponse:
+        await create_orders(self._xa(), request, context)
+        return order_pb2.CreateOrderResponse()
+
+    async def PreparedXa(self, _request: Empty, _context: Context) -> order_pb2.PreparedXaReply:
+        prepared = await self._xa().prepared()
+        return order_pb2.PreparedXaReply(
+            branches=[order_pb2.XaBranch(gid=each.gid, branch_id=each.branch_id) for each in prepared]
+        )
 
     async def OrdersOfGid(self, request: order_pb2.OrdersOfGidRequest, _context: Context) -> order_pb2.OrdersResponse:
         if not request.gid:

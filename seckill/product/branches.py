@@ -36,19 +36,30 @@ async def try_group(session: AsyncSession, context: BranchContext, group: Group,
     """Freezes what each order of the group may have; the serialized outcomes, the same bytes for every repeat."""
 
     async def reserve(session: AsyncSession) -> bytes:
-        sale = await sales.lock(session, group.sale_id)
-        of_product = sale is not None and sale.product_id == group.product_id
-        terms = Terms(sale.stock, sale.per_user_limit) if sale is not None and of_product else None
-        existing = await reservations_of_orders(session, [order.order_id for order in group.orders])
-        held = await units_held(session, group.sale_id, list({order.user_id for order in group.orders}))
-        verdicts = decide(terms, group, existing=existing, held=held)
-        outcomes = await _write(session, context, group, verdicts, now_ms=now_ms)
-        await sales.shift(session, group.sale_id, frozen=_units(verdicts), stock=-_units(verdicts))
-        return encode_outcomes(outcomes)
+        return await freeze(session, context, group, await verdicts_of(session, group), now_ms=now_ms)
 
     reply = await run_try(session, context, reserve)
     reach(CrashPoint.PRODUCT_TRY_WRITTEN)
     return reply
+
+
+async def verdicts_of(session: AsyncSession, group: Group) -> list[Verdict]:
+    """What may be done with each order now; nothing is written. The sale's row is locked until the transaction ends."""
+    sale = await sales.lock(session, group.sale_id)
+    of_product = sale is not None and sale.product_id == group.product_id
+    terms = Terms(sale.stock, sale.per_user_limit) if sale is not None and of_product else None
+    existing = await reservations_of_orders(session, [order.order_id for order in group.orders])
+    held = await units_held(session, group.sale_id, list({order.user_id for order in group.orders}))
+    return decide(terms, group, existing=existing, held=held)
+
+
+async def freeze(
+    session: AsyncSession, context: BranchContext, group: Group, verdicts: Sequence[Verdict], *, now_ms: int
+) -> bytes:
+    """Writes the verdicts for this gid and branch; the serialized outcomes."""
+    outcomes = await _write(session, context, group, verdicts, now_ms=now_ms)
+    await sales.shift(session, group.sale_id, frozen=units_of(verdicts), stock=-units_of(verdicts))
+    return encode_outcomes(outcomes)
 
 
 async def try_own_stock(
@@ -74,9 +85,7 @@ async def confirm(session: AsyncSession, context: BranchContext, *, now_ms: int)
     """Sells what this gid and branch have frozen, whatever the payload says."""
 
     async def sell(session: AsyncSession) -> None:
-        for frozen in await _end(session, context, State.SOLD, now_ms=now_ms):
-            if frozen.sale_id != OWN_STOCK:  # the product row counts only what is left
-                await sales.shift(session, frozen.sale_id, frozen=-frozen.units, sold=frozen.units)
+        await sell_frozen(session, [context.gid], context.branch_id, now_ms=now_ms)
 
     passage = await run_confirm(session, context, sell)
     reach(CrashPoint.PRODUCT_CONFIRM_WRITTEN)
@@ -87,19 +96,36 @@ async def cancel(session: AsyncSession, context: BranchContext, *, now_ms: int) 
     """Releases what this gid and branch have frozen; the units are there for others again."""
 
     async def release(session: AsyncSession) -> None:
-        for frozen in await _end(session, context, State.RELEASED, now_ms=now_ms):
-            if frozen.sale_id == OWN_STOCK:
-                await products.add_stock(session, frozen.product_id, frozen.units, now_ms=now_ms)
-            else:
-                await sales.shift(session, frozen.sale_id, frozen=-frozen.units, stock=frozen.units)
+        await release_frozen(session, context, now_ms=now_ms)
 
     passage = await run_cancel(session, context, release)
     reach(CrashPoint.PRODUCT_CANCEL_WRITTEN)
     return passage
 
 
-async def reject(session: AsyncSession, group: Group, reason: str, *, now_ms: int) -> list[Reservation]:
-    """Writes `rejected(reason)` where no row or a released one stands; what then stands, one per order."""
+async def sell_frozen(session: AsyncSession, gids: Sequence[str], branch_id: str, *, now_ms: int) -> None:
+    """Sells what this branch of these gids (as many as one IN list takes) holds."""
+    for frozen in await _end(session, gids, branch_id, State.SOLD, now_ms=now_ms):
+        if frozen.sale_id != OWN_STOCK:  # the product row counts only what is left
+            await sales.shift(session, frozen.sale_id, frozen=-frozen.units, sold=frozen.units)
+
+
+async def release_frozen(session: AsyncSession, context: BranchContext, *, now_ms: int) -> None:
+    """Releases what this gid and branch hold."""
+    for frozen in await _end(session, [context.gid], context.branch_id, State.RELEASED, now_ms=now_ms):
+        if frozen.sale_id == OWN_STOCK:
+            await products.add_stock(session, frozen.product_id, frozen.units, now_ms=now_ms)
+        else:
+            await sales.shift(session, frozen.sale_id, frozen=-frozen.units, stock=frozen.units)
+
+
+async def reject(
+    session: AsyncSession, group: Group, reason: str, *, now_ms: int, gid: str = "", branch_id: str = ""
+) -> list[Reservation]:
+    """Writes `rejected(reason)` where no row or a released one stands; what then stands, one per order.
+
+    `gid` and `branch_id` are those of the branch that found the reason; empty: it was found outside a transaction.
+    """
     await sales.lock(session, group.sale_id)
     existing = await reservations_of_orders(session, [order.order_id for order in group.orders])
     verdicts: list[Verdict] = []
@@ -107,7 +133,7 @@ async def reject(session: AsyncSession, group: Group, reason: str, *, now_ms: in
         row = existing.get(order.order_id)
         stands = standing(row, group, order) if row is not None else None
         verdicts.append(stands or Reject(order, reason, over=row))
-    rows = await write_verdicts(session, group, verdicts, gid="", branch_id="", now_ms=now_ms)
+    rows = await write_verdicts(session, group, verdicts, gid=gid, branch_id=branch_id, now_ms=now_ms)
     reach(CrashPoint.PRODUCT_REJECT_WRITTEN)
     return rows
 
@@ -118,17 +144,21 @@ async def _write(
     return await write_verdicts(session, group, verdicts, gid=context.gid, branch_id=context.branch_id, now_ms=now_ms)
 
 
-async def _end(session: AsyncSession, context: BranchContext, state: State, *, now_ms: int) -> list[Frozen]:
+async def _end(
+    session: AsyncSession, gids: Sequence[str], branch_id: str, state: State, *, now_ms: int
+) -> list[Frozen]:
     # Only this branch's own Confirm or Cancel changes these rows, and the decision row lets one of them through:
     # what is read here still holds once the sale is locked.
-    held = await frozen_by(session, context)
+    held = await frozen_by(session, gids, branch_id)
     for frozen in held:
         if frozen.sale_id != OWN_STOCK:
             await sales.lock(session, frozen.sale_id)
-    if held and await end_frozen(session, context, state, now_ms=now_ms) != sum(frozen.orders for frozen in held):
+    ended = await end_frozen(session, gids, branch_id, state, now_ms=now_ms) if held else 0
+    if ended != sum(frozen.orders for frozen in held):
         raise Raced("reservations of this branch changed meanwhile")
     return held
 
 
-def _units(verdicts: Sequence[Verdict]) -> int:
+def units_of(verdicts: Sequence[Verdict]) -> int:
+    """Units that these verdicts take."""
     return sum(verdict.order.quantity for verdict in verdicts if isinstance(verdict, Freeze))

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 from seckill.domain.order import MAX_ID, Sale
 from seckill.dtm.tcc_branch import InvalidRequest
 from seckill.product.decide import Group, Reservation, Wanted
-from seckill.product.holds import Hold
+from seckill.product.holds import TAKEN_BY, Hold, HoldId
 from seckill.product.products import Product
 from seckill.wire import product_pb2
 
 ITEMS_MAX = 1_000
+CONFIRMED_MAX = 500
+ID_LENGTH = 128  # of a gid or a branch id
 
 
 def group_of(
@@ -21,6 +23,28 @@ def group_of(
     in_range("product_id", request.product_id, low=1)
     in_range("sale_id", request.sale_id, low=sale_id_min)
     return Group(request.product_id, request.sale_id, _distinct(request.items))
+
+
+def group_of_one(request: product_pb2.DecrStockRequest) -> Group:
+    """The one order of a saga's request. Raises InvalidRequest naming the field."""
+    product_id, sale_id = in_range("id", request.id, low=1), in_range("sale_id", request.sale_id, low=1)
+    return Group(product_id, sale_id, _distinct([request.item]))
+
+
+def hold_ids(request: product_pb2.ConfirmHoldsRequest) -> list[HoldId]:
+    """Raises InvalidRequest naming the field."""
+    if len(request.holds) > CONFIRMED_MAX:
+        raise InvalidRequest("holds", f"{len(request.holds)} branches, {CONFIRMED_MAX} is the most")
+    return [_hold_id(f"holds[{index}]", hold) for index, hold in enumerate(request.holds)]
+
+
+def _hold_id(field: str, hold: product_pb2.HoldId) -> HoldId:
+    if hold.trans_type not in TAKEN_BY:
+        raise InvalidRequest(f"{field}.trans_type", f"{hold.trans_type[:45]!r} is none of {', '.join(TAKEN_BY)}")
+    for name, value in (("gid", hold.gid), ("branch_id", hold.branch_id)):
+        if not value or len(value) > ID_LENGTH or not value.isascii():
+            raise InvalidRequest(f"{field}.{name}", f"must be 1 to {ID_LENGTH} ASCII characters")
+    return HoldId(hold.trans_type, hold.branch_id, hold.gid)
 
 
 def in_range(field: str, value: int, *, low: int) -> int:
@@ -63,6 +87,7 @@ def hold_message(hold: Hold) -> product_pb2.StaleHold:
         orders=hold.orders,
         units=hold.units,
         age_ms=hold.age_ms,
+        trans_type=hold.trans_type,
     )
 
 

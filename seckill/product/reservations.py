@@ -12,7 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from seckill.dtm.barrier import Raced
 from seckill.dtm.database import affected, in_chunks
-from seckill.dtm.protocol import BranchContext
 from seckill.product.decide import Freeze, Group, Reject, Reservation, Stands, State, Verdict, Wanted
 from seckill.product.tables import stock_reservation as rows
 
@@ -46,6 +45,14 @@ async def reservations_of_gid(session: AsyncSession, gid: str) -> list[Reservati
     return await _fetch(session, select(*_COLUMNS).where(rows.c.gid == gid).order_by(rows.c.order_id))
 
 
+async def reservations_of_branches(session: AsyncSession, gids: Sequence[str], branch_id: str) -> list[Reservation]:
+    """What this branch of these gids holds or has ended."""
+    found: list[Reservation] = []
+    for chunk in in_chunks(gids):
+        found += await _fetch(session, select(*_COLUMNS).where(rows.c.gid.in_(chunk), rows.c.branch_id == branch_id))
+    return found
+
+
 async def reservations_of_sale(
     session: AsyncSession, sale_id: int, *, after: tuple[int, bytes], limit: int, open_only: bool
 ) -> list[Reservation]:
@@ -74,11 +81,11 @@ async def units_held(session: AsyncSession, sale_id: int, user_ids: Sequence[int
     return held
 
 
-async def frozen_by(session: AsyncSession, context: BranchContext) -> list[Frozen]:
-    """What this branch of this gid holds, by sale."""
+async def frozen_by(session: AsyncSession, gids: Sequence[str], branch_id: str) -> list[Frozen]:
+    """What this branch of these gids (as many as one IN list takes) holds, by sale."""
     held = (
         select(rows.c.sale_id, rows.c.product_id, func.sum(rows.c.quantity), func.count())
-        .where(rows.c.gid == context.gid, rows.c.branch_id == context.branch_id, rows.c.state == State.FROZEN.value)
+        .where(rows.c.gid.in_(gids), rows.c.branch_id == branch_id, rows.c.state == State.FROZEN.value)
         .group_by(rows.c.sale_id, rows.c.product_id)
         .order_by(rows.c.sale_id, rows.c.product_id)
     )
@@ -86,20 +93,30 @@ async def frozen_by(session: AsyncSession, context: BranchContext) -> list[Froze
     return [Frozen(sale_id, product_id, int(units), count) for sale_id, product_id, units, count in found]
 
 
-async def end_frozen(session: AsyncSession, context: BranchContext, state: State, *, now_ms: int) -> int:
-    """Ends what this branch of this gid holds, and nothing else; the number of rows."""
+async def end_frozen(session: AsyncSession, gids: Sequence[str], branch_id: str, state: State, *, now_ms: int) -> int:
+    """Ends what this branch of these gids holds, and nothing else; the number of rows."""
     own = (
         update(rows)
-        .where(rows.c.gid == context.gid, rows.c.branch_id == context.branch_id, rows.c.state == State.FROZEN.value)
+        .where(rows.c.gid.in_(gids), rows.c.branch_id == branch_id, rows.c.state == State.FROZEN.value)
         .values(state=state.value, updated_at_ms=now_ms)
     )
     return await affected(session, own)
 
 
 async def write_verdicts(
-    session: AsyncSession, group: Group, verdicts: Sequence[Verdict], *, gid: str, branch_id: str, now_ms: int
+    session: AsyncSession,
+    group: Group,
+    verdicts: Sequence[Verdict],
+    *,
+    gid: str,
+    branch_id: str,
+    now_ms: int,
+    taken: State = State.FROZEN,
 ) -> list[Reservation]:
-    """Writes what was decided; one reservation per verdict as it now stands. Raises Raced when a row changed since."""
+    """Writes what was decided; one reservation per verdict as it now stands. Raises Raced when a row changed since.
+
+    `taken`: what a Freeze writes; SOLD in a transaction that is as a whole committed or not.
+    """
     outcomes: list[Reservation] = []
     fresh: list[tuple[Wanted, Reservation]] = []
     replaced: dict[tuple[State, str, str, str], list[bytes]] = defaultdict(list)
@@ -107,7 +124,7 @@ async def write_verdicts(
         if isinstance(verdict, Stands):
             outcomes.append(replace(verdict.row, reason=verdict.reason))
             continue
-        row = _reservation(group, verdict, gid=gid, branch_id=branch_id, now_ms=now_ms)
+        row = _reservation(group, verdict, taken, gid=gid, branch_id=branch_id, now_ms=now_ms)
         outcomes.append(row)
         if verdict.over is None:
             fresh.append((verdict.order, row))
@@ -120,9 +137,11 @@ async def write_verdicts(
     return outcomes
 
 
-def _reservation(group: Group, verdict: Freeze | Reject, *, gid: str, branch_id: str, now_ms: int) -> Reservation:
+def _reservation(
+    group: Group, verdict: Freeze | Reject, taken: State, *, gid: str, branch_id: str, now_ms: int
+) -> Reservation:
     order = verdict.order
-    state, reason = (State.REJECTED, str(verdict.reason)) if isinstance(verdict, Reject) else (State.FROZEN, "")
+    state, reason = (State.REJECTED, str(verdict.reason)) if isinstance(verdict, Reject) else (taken, "")
     return Reservation(
         order.order_id, group.product_id, group.sale_id, order.user_id, order.quantity,
         state, reason, gid, branch_id, now_ms,

@@ -10,24 +10,25 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import grpc
-import structlog
+from google.protobuf.empty_pb2 import Empty
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.errors import InvalidTransition, SaleNotFound
-from seckill.domain.order import MAX_KEY_LENGTH, NewSale
 from seckill.draining import Drain
 from seckill.dtm.barrier import in_transaction
 from seckill.dtm.database import create_engine
 from seckill.dtm.protocol import CANCEL, CONFIRM, TRY
 from seckill.dtm.serving import BranchPort, BranchServer, Status, branch_context, serve_on_database
 from seckill.dtm.tcc_branch import InvalidRequest
-from seckill.product import branches, holds, products, reservations, sales
+from seckill.dtm.xa_branch import XaBranches
+from seckill.product import branches, holds, message_calls, products, reservations, xa_calls
 from seckill.product.messages import (
+    ID_LENGTH,
     ITEMS_MAX,
     group_of,
     hold_message,
@@ -35,10 +36,10 @@ from seckill.product.messages import (
     order_key,
     product_message,
     reservation_message,
-    sale_message,
 )  # fmt: skip
 from seckill.product.saga_calls import ProductClientService, decr_stock, decr_stock_revert
-from seckill.product.tables import NAME_LENGTH, REASON_LENGTH
+from seckill.product.sales_service import SalesService
+from seckill.product.tables import REASON_LENGTH
 from seckill.schema import require
 from seckill.security import database_context, server_credentials
 from seckill.settings import NO_TLS, ProductSettings, TlsSettings
@@ -52,6 +53,8 @@ BRANCH_METHODS = (
     "/product.Product/RollbackProductStock",
     "/product.Product/DecrStock",
     "/product.Product/DecrStockRevert",
+    "/product.Product/QueryPrepared",
+    "/product.Product/SellStockXa",
     "/productclient.Product/DecrStock",
     "/productclient.Product/DecrStockRevert",
 )
@@ -64,30 +67,29 @@ Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
 
 _REASON = re.compile(rf"[A-Z][A-Z_]{{0,{REASON_LENGTH - 1}}}", re.ASCII)
-_CHANGE_ID = re.compile(rf"[\x21-\x7e]{{1,{MAX_KEY_LENGTH}}}", re.ASCII)
-
-log = structlog.get_logger(__name__)
 
 
 def serve_product(
     settings: ProductSettings, tls: TlsSettings = NO_TLS, drain: Drain | None = None
 ) -> AbstractAsyncContextManager[BranchServer]:
     """Serves until the block ends, then drains. Port 0 takes a free port. Raises SchemaOutdated."""
+    engine = create_engine(
+        settings.database_url.get_secret_value(),
+        pool_size=settings.pool_size,
+        lock_wait_s=settings.lock_wait_s,
+        tls=database_context("product", settings),
+    )
+    xa = cache(partial(XaBranches, engine))  # one for both ports; a database without XA is found out by who asks for it
 
     def register(server: grpc.aio.Server, sessions: Sessions) -> None:
-        product_pb2_grpc.add_ProductServicer_to_server(ProductService(sessions), server)
+        product_pb2_grpc.add_ProductServicer_to_server(ProductService(sessions, xa), server)
         productclient_pb2_grpc.add_ProductServicer_to_server(ProductClientService(sessions), server)
         product_pb2_grpc.add_SalesServicer_to_server(SalesService(sessions), server)
 
     return serve_on_database(
         settings.grpc,
         register,
-        engine=create_engine(
-            settings.database_url.get_secret_value(),
-            pool_size=settings.pool_size,
-            lock_wait_s=settings.lock_wait_s,
-            tls=database_context("product", settings),
-        ),
+        engine=engine,
         require_schema=partial(require, "product"),
         names=NAMES,
         status_of=status_of,
@@ -113,8 +115,9 @@ def status_of(error: Exception) -> Status | None:
 class ProductService(product_pb2_grpc.ProductServicer):
     """`product.Product`: the stock branch, and what reservations say."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, xa: Callable[[], XaBranches]) -> None:
         self._sessions = sessions
+        self._xa = xa
 
     async def CheckProductStock(
         self, request: product_pb2.UpdateProductStockRequest, context: Context
@@ -158,6 +161,32 @@ class ProductService(product_pb2_grpc.ProductServicer):
     ) -> product_pb2.DecrStockResponse:
         await decr_stock_revert(self._sessions, context)
         return product_pb2.DecrStockResponse()
+
+    async def TakeStock(
+        self, request: product_pb2.UpdateProductStockRequest, context: Context
+    ) -> product_pb2.UpdateProductStockResponse:
+        reply = await message_calls.take_stock(self._sessions, request, context)
+        return product_pb2.UpdateProductStockResponse.FromString(reply)
+
+    async def QueryPrepared(self, _request: Empty, context: Context) -> Empty:
+        await message_calls.query_prepared(self._sessions, context)
+        return Empty()
+
+    async def ConfirmHolds(
+        self, request: product_pb2.ConfirmHoldsRequest, _context: Context
+    ) -> product_pb2.ConfirmHoldsReply:
+        return await message_calls.confirm_holds(self._sessions, request)
+
+    async def SellStockXa(
+        self, request: product_pb2.UpdateProductStockRequest, context: Context
+    ) -> product_pb2.UpdateProductStockResponse:
+        return await xa_calls.sell_stock(self._xa(), request, context)
+
+    async def PreparedXa(self, _request: Empty, _context: Context) -> product_pb2.PreparedXaReply:
+        prepared = await self._xa().prepared()
+        return product_pb2.PreparedXaReply(
+            branches=[product_pb2.XaBranch(gid=each.gid, branch_id=each.branch_id) for each in prepared]
+        )
 
     async def ReservationsOfGid(
         self, request: product_pb2.ReservationsOfGidRequest, _context: Context
@@ -204,17 +233,23 @@ class ProductService(product_pb2_grpc.ProductServicer):
                 session, older_than_ms=older_than_ms, newer_than_ms=newer_than_ms, limit=limit
             )
         )
-        return product_pb2.StaleHoldsReply(holds=map(hold_message, found))
+        return product_pb2.StaleHoldsReply(
+            holds=map(hold_message, found.holds), looked_until_ms=found.looked_until_ms or 0
+        )
 
     async def RejectReservations(
         self, request: product_pb2.RejectReservationsRequest, _context: Context
     ) -> product_pb2.ReservationsReply:
         group = group_of(request, sale_id_min=0)
+        if len(request.gid) > ID_LENGTH or not request.gid.isascii():
+            raise InvalidRequest("gid", f"must be at most {ID_LENGTH} ASCII characters")
         if not _REASON.fullmatch(request.reason):
             raise InvalidRequest(
                 "reason", f"{request.reason[:80]!r} is no code (A to Z and _, {REASON_LENGTH} at most)"
             )
-        rows = await self._run(lambda session: branches.reject(session, group, request.reason, now_ms=_now_ms()))
+        rows = await self._run(
+            lambda session: branches.reject(session, group, request.reason, gid=request.gid, now_ms=_now_ms())
+        )
         reach(CrashPoint.PRODUCT_REJECT_COMMITTED)
         return product_pb2.ReservationsReply(reservations=map(reservation_message, rows))
 
@@ -224,106 +259,6 @@ class ProductService(product_pb2_grpc.ProductServicer):
 
     async def _run(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         return await in_transaction(self._sessions, work)
-
-
-class SalesService(product_pb2_grpc.SalesServicer):
-    """`product.Sales`: a product's sales and their terms."""
-
-    def __init__(self, sessions: Sessions) -> None:
-        self._sessions = sessions
-
-    async def CreateSale(self, request: product_pb2.CreateSaleRequest, _context: Context) -> product_pb2.Sale:
-        change_id = _change_id(request.change_id)
-        new = _new_sale(request)
-        made = await in_transaction(
-            self._sessions, lambda session: sales.create(session, change_id, new, now_ms=_now_ms())
-        )
-        sale = made.sale
-        log.info("sale_created", sale_id=sale.sale_id, product_id=sale.product_id, stock=sale.initial)
-        return sale_message(sale, created=made.first)
-
-    async def GetSale(self, request: product_pb2.GetSaleRequest, _context: Context) -> product_pb2.Sale:
-        return sale_message(await in_transaction(self._sessions, lambda session: sales.get(session, request.sale_id)))
-
-    async def ListSales(
-        self, request: product_pb2.ListSalesRequest, _context: Context
-    ) -> product_pb2.ListSalesResponse:
-        product_id = in_range("product_id", request.product_id, low=0) or None
-        state = _state(request.state) if request.state else None
-        before = in_range("before_sale_id", request.before_sale_id, low=0) or None
-        found = await in_transaction(
-            self._sessions,
-            lambda session: sales.listed(session, product_id=product_id, state=state, before_sale_id=before),
-        )
-        return product_pb2.ListSalesResponse(sales=map(sale_message, found))
-
-    async def UpdateSale(self, request: product_pb2.UpdateSaleRequest, _context: Context) -> product_pb2.Sale:
-        change_id = _change_id(request.change_id)
-        wanted = _sale_update(request)
-        sale = await in_transaction(
-            self._sessions,
-            lambda session: sales.change(session, change_id, request.sale_id, wanted, now_ms=_now_ms()),
-        )
-        log.info("sale_changed", sale_id=sale.sale_id, change_id=change_id, stock_delta=wanted.stock_delta)
-        return sale_message(sale)
-
-    async def SetSaleState(self, request: product_pb2.SetSaleStateRequest, _context: Context) -> product_pb2.Sale:
-        state = _state(request.state)
-        sale = await in_transaction(
-            self._sessions, lambda session: sales.set_state(session, request.sale_id, state, now_ms=_now_ms())
-        )
-        log.info("sale_state_set", sale_id=sale.sale_id, state=state)
-        return sale_message(sale)
-
-    async def SaleChanges(
-        self, request: product_pb2.SaleChangesRequest, _context: Context
-    ) -> product_pb2.SaleChangesReply:
-        found = await in_transaction(self._sessions, lambda session: sales.changes_of(session, request.sale_id))
-        return product_pb2.SaleChangesReply(change_ids=found)
-
-
-def _new_sale(request: product_pb2.CreateSaleRequest) -> NewSale:
-    new = NewSale(
-        product_id=in_range("product_id", request.product_id, low=1),
-        name=_name(request.name),
-        starts_at_ms=in_range("starts_at_ms", request.starts_at_ms, low=0),
-        ends_at_ms=in_range("ends_at_ms", request.ends_at_ms, low=1),
-        per_user_limit=in_range("per_user_limit", request.per_user_limit, low=1),
-        price_cents=in_range("price_cents", request.price_cents, low=0),
-        stock=in_range("stock", request.stock, low=0),
-    )
-    if new.ends_at_ms <= new.starts_at_ms:
-        raise InvalidRequest("ends_at_ms", f"{new.ends_at_ms} is not after starts_at_ms {new.starts_at_ms}")
-    return new
-
-
-def _sale_update(request: product_pb2.UpdateSaleRequest) -> sales.SaleUpdate:
-    lowest = {"starts_at_ms": 0, "ends_at_ms": 1, "per_user_limit": 1, "price_cents": 0}
-    numbers = {
-        field: in_range(field, getattr(request, field), low=low)
-        for field, low in lowest.items()
-        if request.HasField(field)  # type: ignore[arg-type]  # the stubs want a literal
-    }
-    name = _name(request.name) if request.HasField("name") else None
-    return sales.SaleUpdate(name=name, stock_delta=request.stock_delta, **numbers)
-
-
-def _change_id(value: str) -> str:
-    if not _CHANGE_ID.fullmatch(value):
-        raise InvalidRequest("change_id", f"must be 1 to {MAX_KEY_LENGTH} visible ASCII characters")
-    return value
-
-
-def _name(value: str) -> str:
-    if len(value) > NAME_LENGTH:
-        raise InvalidRequest("name", f"{len(value)} characters, {NAME_LENGTH} is the most")
-    return value
-
-
-def _state(value: str) -> str:
-    if value not in sales.STATES:
-        raise InvalidRequest("state", f"{value[:80]!r} is none of {', '.join(sales.STATES)}")
-    return value
 
 
 def _now_ms() -> int:

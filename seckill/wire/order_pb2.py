@@ -22,37 +22,42 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18seckill/wire/order.proto\x12\x05order\"S\n\x04Item\x12\x10\n\x08order_id\x18\x01 \x01(\x0c\x12\x0f\n\x07user_id\x18\x02 \x01(\x03\x12\x10\n\x08quantity\x18\x03 \x01(\x03\x12\x16\n\x0e\x61\x64mitted_at_ms\x18\x04 \x01(\x03\"p\n\x12\x43reateOrderRequest\x12\x0b\n\x03uid\x18\x01 \x01(\x03\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x1a\n\x05items\x18\x03 \x03(\x0b\x32\x0b.order.Item\x12\x0f\n\x07sale_id\x18\x04 \x01(\x03\x12\x13\n\x0bprice_cents\x18\x05 \x01(\x03\"+\n\x07Refusal\x12\x10\n\x08order_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\"6\n\x13\x43reateOrderResponse\x12\x1f\n\x07refused\x18\x01 \x03(\x0b\x32\x0e.order.Refusal\"m\n\x0b\x41\x64\x64OrderReq\x12\x0e\n\x06userid\x18\x01 \x01(\x03\x12\x11\n\tproductid\x18\x02 \x01(\x03\x12\x10\n\x08quantity\x18\x03 \x01(\x03\x12\x0f\n\x07postage\x18\x04 \x01(\x03\x12\x18\n\x10receiveAddressId\x18\x05 \x01(\x03\"\x1a\n\x0c\x41\x64\x64OrderResp\x12\n\n\x02id\x18\x01 \x01(\t\"!\n\x12OrdersOfGidRequest\x12\x0b\n\x03gid\x18\x01 \x01(\t\"!\n\x13GetOrderByIdRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xa6\x01\n\tOrderItem\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\x03\x12\x12\n\nproduct_id\x18\x03 \x01(\x03\x12\x10\n\x08quantity\x18\x04 \x01(\x03\x12\x0f\n\x07sale_id\x18\x05 \x01(\x03\x12\x13\n\x0bprice_cents\x18\x06 \x01(\x03\x12\x0e\n\x06status\x18\x07 \x01(\t\x12\x0b\n\x03gid\x18\x08 \x01(\t\x12\x13\n\x0b\x63reate_time\x18\t \x01(\x03\"?\n\rOrdersRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\r\n\x05limit\x18\x02 \x01(\x03\x12\x0e\n\x06\x62\x65\x66ore\x18\x03 \x01(\t\"2\n\x0eOrdersResponse\x12 \n\x06orders\x18\x01 \x03(\x0b\x32\x10.order.OrderItem2\x92\x04\n\x05Order\x12I\n\x10\x43reateOrderCheck\x12\x19.order.CreateOrderRequest\x1a\x1a.order.CreateOrderResponse\x12\x44\n\x0b\x43reateOrder\x12\x19.order.CreateOrderRequest\x1a\x1a.order.CreateOrderResponse\x12\x46\n\rRollbackOrder\x12\x19.order.CreateOrderRequest\x1a\x1a.order.CreateOrderResponse\x12\x39\n\x0e\x43reateOrderDTM\x12\x12.order.AddOrderReq\x1a\x13.order.AddOrderResp\x12?\n\x14\x43reateOrderDTMRevert\x12\x12.order.AddOrderReq\x1a\x13.order.AddOrderResp\x12?\n\x0bOrdersOfGid\x12\x19.order.OrdersOfGidRequest\x1a\x15.order.OrdersResponse\x12<\n\x0cGetOrderById\x12\x1a.order.GetOrderByIdRequest\x1a\x10.order.OrderItem\x12\x35\n\x06Orders\x12\x14.order.OrdersRequest\x1a\x15.order.OrdersResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18seckill/wire/order.proto\x12\x05order\x1a\x1bgoogle/protobuf/empty.proto\"S\n\x04Item\x12\x10\n\x08order_id\x18\x01 \x01(\x0c\x12\x0f\n\x07user_id\x18\x02 \x01(\x03\x12\x10\n\x08quantity\x18\x03 \x01(\x03\x12\x16\n\x0e\x61\x64mitted_at_ms\x18\x04 \x01(\x03\"p\n\x12\x43reateOrderRequest\x12\x0b\n\x03uid\x18\x01 \x01(\x03\x12\x0b\n\x03pid\x18\x02 \x01(\x03\x12\x1a\n\x05items\x18\x03 \x03(\x0b\x32\x0b.order.Item\x12\x0f\n\x07sale_id\x18\x04 \x01(\x03\x12\x13\n\x0bprice_cents\x18\x05 \x01(\x03\"+\n\x07Refusal\x12\x10\n\x08order_id\x18\x01 \x01(\x0c\x12\x0e\n\x06reason\x18\x02 \x01(\t\"6\n\x13\x43reateOrderResponse\x12\x1f\n\x07refused\x18\x01 \x03(\x0b\x32\x0e.order.Refusal\"\xae\x01\n\x0b\x41\x64\x64OrderReq\x12\x0e\n\x06userid\x18\x01 \x01(\x03\x12\x11\n\tproductid\x18\x02 \x01(\x03\x12\x10\n\x08quantity\x18\x03 \x01(\x03\x12\x0f\n\x07postage\x18\x04 \x01(\x03\x12\x18\n\x10receiveAddressId\x18\x05 \x01(\x03\x12\x0f\n\x07sale_id\x18\x06 \x01(\x03\x12\x19\n\x04item\x18\x07 \x01(\x0b\x32\x0b.order.Item\x12\x13\n\x0bprice_cents\x18\x08 \x01(\x03\"\x1a\n\x0c\x41\x64\x64OrderResp\x12\n\n\x02id\x18\x01 \x01(\t\"*\n\x08XaBranch\x12\x0b\n\x03gid\x18\x01 \x01(\t\x12\x11\n\tbranch_id\x18\x02 \x01(\t\"4\n\x0fPreparedXaReply\x12!\n\x08\x62ranches\x18\x01 \x03(\x0b\x32\x0f.order.XaBranch\"!\n\x12OrdersOfGidRequest\x12\x0b\n\x03gid\x18\x01 \x01(\t\"!\n\x13GetOrderByIdRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xa6\x01\n\tOrderItem\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\x03\x12\x12\n\nproduct_id\x18\x03 \x01(\x03\x12\x10\n\x08quantity\x18\x04 \x01(\x03\x12\x0f\n\x07sale_id\x18\x05 \x01(\x03\x12\x13\n\x0bprice_cents\x18\x06 \x01(\x03\x12\x0e\n\x06status\x18\x07 \x01(\t\x12\x0b\n\x03gid\x18\x08 \x01(\t\x12\x13\n\x0b\x63reate_time\x18\t \x01(\x03\"?\n\rOrdersRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\x03\x12\r\n\x05limit\x18\x02 \x01(\x03\x12\x0e\n\x06\x62\x65\x66ore\x18\x03 \x01(\t\"2\n\x0eOrdersResponse\x12 \n\x06orders\x18\x01 \x03(\x0b\x32\x10.order.OrderItem2\x98\x05\n\x05Order\x12I\n\x10\x43reateOrderCheck\x12\x19.order.CreateOrderRequest\x1a\x1a.order.CreateOrderResponse\x12\x44\n\x0b\x43reateOrder\x12\x19.order.CreateOrderRequest\x1a\x1a.order.CreateOrderResponse\x12\x46\n\rRollbackOrder\x12\x19.order.CreateOrderRequest\x1a\x1a.order.CreateOrderResponse\x12\x39\n\x0e\x43reateOrderDTM\x12\x12.order.AddOrderReq\x1a\x13.order.AddOrderResp\x12?\n\x14\x43reateOrderDTMRevert\x12\x12.order.AddOrderReq\x1a\x13.order.AddOrderResp\x12\x46\n\rCreateOrderXa\x12\x19.order.CreateOrderRequest\x1a\x1a.order.CreateOrderResponse\x12<\n\nPreparedXa\x12\x16.google.protobuf.Empty\x1a\x16.order.PreparedXaReply\x12?\n\x0bOrdersOfGid\x12\x19.order.OrdersOfGidRequest\x1a\x15.order.OrdersResponse\x12<\n\x0cGetOrderById\x12\x1a.order.GetOrderByIdRequest\x1a\x10.order.OrderItem\x12\x35\n\x06Orders\x12\x14.order.OrdersRequest\x1a\x15.order.OrdersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'seckill.wire.order_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ITEM']._serialized_start=35
-  _globals['_ITEM']._serialized_end=118
-  _globals['_CREATEORDERREQUEST']._serialized_start=120
-  _globals['_CREATEORDERREQUEST']._serialized_end=232
-  _globals['_REFUSAL']._serialized_start=234
-  _globals['_REFUSAL']._serialized_end=277
-  _globals['_CREATEORDERRESPONSE']._serialized_start=279
-  _globals['_CREATEORDERRESPONSE']._serialized_end=333
-  _globals['_ADDORDERREQ']._serialized_start=335
-  _globals['_ADDORDERREQ']._serialized_end=444
-  _globals['_ADDORDERRESP']._serialized_start=446
-  _globals['_ADDORDERRESP']._serialized_end=472
-  _globals['_ORDERSOFGIDREQUEST']._serialized_start=474
-  _globals['_ORDERSOFGIDREQUEST']._serialized_end=507
-  _globals['_GETORDERBYIDREQUEST']._serialized_start=509
-  _globals['_GETORDERBYIDREQUEST']._serialized_end=542
-  _globals['_ORDERITEM']._serialized_start=545
-  _globals['_ORDERITEM']._serialized_end=711
-  _globals['_ORDERSREQUEST']._serialized_start=713
-  _globals['_ORDERSREQUEST']._serialized_end=776
-  _globals['_ORDERSRESPONSE']._serialized_start=778
-  _globals['_ORDERSRESPONSE']._serialized_end=828
-  _globals['_ORDER']._serialized_start=831
-  _globals['_ORDER']._serialized_end=1361
+  _globals['_ITEM']._serialized_start=64
+  _globals['_ITEM']._serialized_end=147
+  _globals['_CREATEORDERREQUEST']._serialized_start=149
+  _globals['_CREATEORDERREQUEST']._serialized_end=261
+  _globals['_REFUSAL']._serialized_start=263
+  _globals['_REFUSAL']._serialized_end=306
+  _globals['_CREATEORDERRESPONSE']._serialized_start=308
+  _globals['_CREATEORDERRESPONSE']._serialized_end=362
+  _globals['_ADDORDERREQ']._serialized_start=365
+  _globals['_ADDORDERREQ']._serialized_end=539
+  _globals['_ADDORDERRESP']._serialized_start=541
+  _globals['_ADDORDERRESP']._serialized_end=567
+  _globals['_XABRANCH']._serialized_start=569
+  _globals['_XABRANCH']._serialized_end=611
+  _globals['_PREPAREDXAREPLY']._serialized_start=613
+  _globals['_PREPAREDXAREPLY']._serialized_end=665
+  _globals['_ORDERSOFGIDREQUEST']._serialized_start=667
+  _globals['_ORDERSOFGIDREQUEST']._serialized_end=700
+  _globals['_GETORDERBYIDREQUEST']._serialized_start=702
+  _globals['_GETORDERBYIDREQUEST']._serialized_end=735
+  _globals['_ORDERITEM']._serialized_start=738
+  _globals['_ORDERITEM']._serialized_end=904
+  _globals['_ORDERSREQUEST']._serialized_start=906
+  _globals['_ORDERSREQUEST']._serialized_end=969
+  _globals['_ORDERSRESPONSE']._serialized_start=971
+  _globals['_ORDERSRESPONSE']._serialized_end=1021
+  _globals['_ORDER']._serialized_start=1024
+  _globals['_ORDER']._serialized_end=1688
 # @@protoc_insertion_point(module_scope)

@@ -135,11 +135,22 @@ class AddOrderReq(_message.Message):
     QUANTITY_FIELD_NUMBER: _builtins.int
     POSTAGE_FIELD_NUMBER: _builtins.int
     RECEIVEADDRESSID_FIELD_NUMBER: _builtins.int
+    SALE_ID_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    PRICE_CENTS_FIELD_NUMBER: _builtins.int
     userid: _builtins.int
     productid: _builtins.int
     quantity: _builtins.int
     postage: _builtins.int
     receiveAddressId: _builtins.int
+    sale_id: _builtins.int
+    """and what follows: with an item"""
+    price_cents: _builtins.int
+    """of one unit"""
+    @_builtins.property
+    def item(self) -> Global___Item:
+        """an order of the sale, of the product `productid`; its buyer and quantity are the item's"""
+
     def __init__(
         self,
         *,
@@ -148,10 +159,13 @@ class AddOrderReq(_message.Message):
         quantity: _builtins.int = ...,
         postage: _builtins.int = ...,
         receiveAddressId: _builtins.int = ...,
+        sale_id: _builtins.int = ...,
+        item: Global___Item | None = ...,
+        price_cents: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["postage", b"postage", "productid", b"productid", "quantity", b"quantity", "receiveAddressId", b"receiveAddressId", "userid", b"userid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "postage", b"postage", "price_cents", b"price_cents", "productid", b"productid", "quantity", b"quantity", "receiveAddressId", b"receiveAddressId", "sale_id", b"sale_id", "userid", b"userid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,6 +190,48 @@ class AddOrderResp(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AddOrderResp: _TypeAlias = AddOrderResp  # noqa: Y015
+
+@_typing.final
+class XaBranch(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GID_FIELD_NUMBER: _builtins.int
+    BRANCH_ID_FIELD_NUMBER: _builtins.int
+    gid: _builtins.str
+    branch_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        gid: _builtins.str = ...,
+        branch_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch_id", b"branch_id", "gid", b"gid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___XaBranch: _TypeAlias = XaBranch  # noqa: Y015
+
+@_typing.final
+class PreparedXaReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BRANCHES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def branches(self) -> _containers.RepeatedCompositeFieldContainer[Global___XaBranch]: ...
+    def __init__(
+        self,
+        *,
+        branches: _abc.Iterable[Global___XaBranch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreparedXaReply: _TypeAlias = PreparedXaReply  # noqa: Y015
 
 @_typing.final
 class OrdersOfGidRequest(_message.Message):

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from seckill.wire import order_pb2 as seckill_dot_wire_dot_order__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -59,6 +60,16 @@ class OrderStub:
                 request_serializer=seckill_dot_wire_dot_order__pb2.AddOrderReq.SerializeToString,
                 response_deserializer=seckill_dot_wire_dot_order__pb2.AddOrderResp.FromString,
                 _registered_method=True)
+        self.CreateOrderXa = channel.unary_unary(
+                '/order.Order/CreateOrderXa',
+                request_serializer=seckill_dot_wire_dot_order__pb2.CreateOrderRequest.SerializeToString,
+                response_deserializer=seckill_dot_wire_dot_order__pb2.CreateOrderResponse.FromString,
+                _registered_method=True)
+        self.PreparedXa = channel.unary_unary(
+                '/order.Order/PreparedXa',
+                request_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+                response_deserializer=seckill_dot_wire_dot_order__pb2.PreparedXaReply.FromString,
+                _registered_method=True)
         self.OrdersOfGid = channel.unary_unary(
                 '/order.Order/OrdersOfGid',
                 request_serializer=seckill_dot_wire_dot_order__pb2.OrdersOfGidRequest.SerializeToString,
@@ -100,8 +111,9 @@ class OrderServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateOrderDTM(self, request, context):
-        """Saga: action and compensation of one order on no sale. The same metadata, dtm-trans_type `saga`.
-        An action that cannot be done answers ABORTED. The compensation closes the order of its own gid and branch.
+        """Saga: action and compensation of one order, on no sale or, with an item, of one. The same metadata, dtm-trans_type
+        `saga`. An action that cannot be done answers ABORTED. The compensation closes the order of its own gid and branch.
+        Two-phase message (dtm-trans_type `msg`): the same for an order of a sale, whose action refuses nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +121,21 @@ class OrderServicer:
 
     def CreateOrderDTMRevert(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateOrderXa(self, request, context):
+        """XA: one method for all of a branch (dtm-trans_type `xa`): op `action` writes and prepares, and refuses as
+        CreateOrderCheck does; `commit` and `rollback` end what is prepared. MySQL and MariaDB only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreparedXa(self, request, context):
+        """Read-only: the branches that this database holds prepared.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -159,6 +186,16 @@ def add_OrderServicer_to_server(servicer, server):
                     servicer.CreateOrderDTMRevert,
                     request_deserializer=seckill_dot_wire_dot_order__pb2.AddOrderReq.FromString,
                     response_serializer=seckill_dot_wire_dot_order__pb2.AddOrderResp.SerializeToString,
+            ),
+            'CreateOrderXa': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateOrderXa,
+                    request_deserializer=seckill_dot_wire_dot_order__pb2.CreateOrderRequest.FromString,
+                    response_serializer=seckill_dot_wire_dot_order__pb2.CreateOrderResponse.SerializeToString,
+            ),
+            'PreparedXa': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreparedXa,
+                    request_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                    response_serializer=seckill_dot_wire_dot_order__pb2.PreparedXaReply.SerializeToString,
             ),
             'OrdersOfGid': grpc.unary_unary_rpc_method_handler(
                     servicer.OrdersOfGid,
@@ -311,6 +348,60 @@ class Order:
             '/order.Order/CreateOrderDTMRevert',
             seckill_dot_wire_dot_order__pb2.AddOrderReq.SerializeToString,
             seckill_dot_wire_dot_order__pb2.AddOrderResp.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateOrderXa(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/order.Order/CreateOrderXa',
+            seckill_dot_wire_dot_order__pb2.CreateOrderRequest.SerializeToString,
+            seckill_dot_wire_dot_order__pb2.CreateOrderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreparedXa(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/order.Order/PreparedXa',
+            google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            seckill_dot_wire_dot_order__pb2.PreparedXaReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ Fields 1 and 2 of CreateOrderRequest are the first article's; `items` and what f
 """
 
 from collections import abc as _abc
+from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from seckill.wire import order_pb2 as _order_pb2
 import abc as _abc_1
@@ -40,10 +41,17 @@ class OrderStub:
     CreateOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.CreateOrderRequest, _order_pb2.CreateOrderResponse]
     RollbackOrder: _grpc.UnaryUnaryMultiCallable[_order_pb2.CreateOrderRequest, _order_pb2.CreateOrderResponse]
     CreateOrderDTM: _grpc.UnaryUnaryMultiCallable[_order_pb2.AddOrderReq, _order_pb2.AddOrderResp]
-    """Saga: action and compensation of one order on no sale. The same metadata, dtm-trans_type `saga`.
-    An action that cannot be done answers ABORTED. The compensation closes the order of its own gid and branch.
+    """Saga: action and compensation of one order, on no sale or, with an item, of one. The same metadata, dtm-trans_type
+    `saga`. An action that cannot be done answers ABORTED. The compensation closes the order of its own gid and branch.
+    Two-phase message (dtm-trans_type `msg`): the same for an order of a sale, whose action refuses nothing.
     """
     CreateOrderDTMRevert: _grpc.UnaryUnaryMultiCallable[_order_pb2.AddOrderReq, _order_pb2.AddOrderResp]
+    CreateOrderXa: _grpc.UnaryUnaryMultiCallable[_order_pb2.CreateOrderRequest, _order_pb2.CreateOrderResponse]
+    """XA: one method for all of a branch (dtm-trans_type `xa`): op `action` writes and prepares, and refuses as
+    CreateOrderCheck does; `commit` and `rollback` end what is prepared. MySQL and MariaDB only.
+    """
+    PreparedXa: _grpc.UnaryUnaryMultiCallable[_empty_pb2.Empty, _order_pb2.PreparedXaReply]
+    """Read-only: the branches that this database holds prepared."""
     OrdersOfGid: _grpc.UnaryUnaryMultiCallable[_order_pb2.OrdersOfGidRequest, _order_pb2.OrdersResponse]
     """Read-only: the orders that a gid has written."""
     GetOrderById: _grpc.UnaryUnaryMultiCallable[_order_pb2.GetOrderByIdRequest, _order_pb2.OrderItem]
@@ -59,10 +67,17 @@ class OrderAsyncStub(OrderStub):
     CreateOrder: _aio.UnaryUnaryMultiCallable[_order_pb2.CreateOrderRequest, _order_pb2.CreateOrderResponse]  # type: ignore[assignment]
     RollbackOrder: _aio.UnaryUnaryMultiCallable[_order_pb2.CreateOrderRequest, _order_pb2.CreateOrderResponse]  # type: ignore[assignment]
     CreateOrderDTM: _aio.UnaryUnaryMultiCallable[_order_pb2.AddOrderReq, _order_pb2.AddOrderResp]  # type: ignore[assignment]
-    """Saga: action and compensation of one order on no sale. The same metadata, dtm-trans_type `saga`.
-    An action that cannot be done answers ABORTED. The compensation closes the order of its own gid and branch.
+    """Saga: action and compensation of one order, on no sale or, with an item, of one. The same metadata, dtm-trans_type
+    `saga`. An action that cannot be done answers ABORTED. The compensation closes the order of its own gid and branch.
+    Two-phase message (dtm-trans_type `msg`): the same for an order of a sale, whose action refuses nothing.
     """
     CreateOrderDTMRevert: _aio.UnaryUnaryMultiCallable[_order_pb2.AddOrderReq, _order_pb2.AddOrderResp]  # type: ignore[assignment]
+    CreateOrderXa: _aio.UnaryUnaryMultiCallable[_order_pb2.CreateOrderRequest, _order_pb2.CreateOrderResponse]  # type: ignore[assignment]
+    """XA: one method for all of a branch (dtm-trans_type `xa`): op `action` writes and prepares, and refuses as
+    CreateOrderCheck does; `commit` and `rollback` end what is prepared. MySQL and MariaDB only.
+    """
+    PreparedXa: _aio.UnaryUnaryMultiCallable[_empty_pb2.Empty, _order_pb2.PreparedXaReply]  # type: ignore[assignment]
+    """Read-only: the branches that this database holds prepared."""
     OrdersOfGid: _aio.UnaryUnaryMultiCallable[_order_pb2.OrdersOfGidRequest, _order_pb2.OrdersResponse]  # type: ignore[assignment]
     """Read-only: the orders that a gid has written."""
     GetOrderById: _aio.UnaryUnaryMultiCallable[_order_pb2.GetOrderByIdRequest, _order_pb2.OrderItem]  # type: ignore[assignment]
@@ -99,8 +114,9 @@ class OrderServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.AddOrderReq,
         context: _ServicerContext,
     ) -> _typing.Union[_order_pb2.AddOrderResp, _abc.Awaitable[_order_pb2.AddOrderResp]]:
-        """Saga: action and compensation of one order on no sale. The same metadata, dtm-trans_type `saga`.
-        An action that cannot be done answers ABORTED. The compensation closes the order of its own gid and branch.
+        """Saga: action and compensation of one order, on no sale or, with an item, of one. The same metadata, dtm-trans_type
+        `saga`. An action that cannot be done answers ABORTED. The compensation closes the order of its own gid and branch.
+        Two-phase message (dtm-trans_type `msg`): the same for an order of a sale, whose action refuses nothing.
         """
 
     @_abc_1.abstractmethod
@@ -109,6 +125,24 @@ class OrderServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.AddOrderReq,
         context: _ServicerContext,
     ) -> _typing.Union[_order_pb2.AddOrderResp, _abc.Awaitable[_order_pb2.AddOrderResp]]: ...
+
+    @_abc_1.abstractmethod
+    def CreateOrderXa(
+        self,
+        request: _order_pb2.CreateOrderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_order_pb2.CreateOrderResponse, _abc.Awaitable[_order_pb2.CreateOrderResponse]]:
+        """XA: one method for all of a branch (dtm-trans_type `xa`): op `action` writes and prepares, and refuses as
+        CreateOrderCheck does; `commit` and `rollback` end what is prepared. MySQL and MariaDB only.
+        """
+
+    @_abc_1.abstractmethod
+    def PreparedXa(
+        self,
+        request: _empty_pb2.Empty,
+        context: _ServicerContext,
+    ) -> _typing.Union[_order_pb2.PreparedXaReply, _abc.Awaitable[_order_pb2.PreparedXaReply]]:
+        """Read-only: the branches that this database holds prepared."""
 
     @_abc_1.abstractmethod
     def OrdersOfGid(

@@ -178,19 +178,28 @@ class DecrStockRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     NUM_FIELD_NUMBER: _builtins.int
+    SALE_ID_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """of the product"""
     num: _builtins.int
-    """units"""
+    """units; used only without an item"""
+    sale_id: _builtins.int
+    @_builtins.property
+    def item(self) -> Global___Item:
+        """an order of the sale"""
+
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         num: _builtins.int = ...,
+        sale_id: _builtins.int = ...,
+        item: Global___Item | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "num", b"num"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "item", b"item", "num", b"num", "sale_id", b"sale_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -210,6 +219,116 @@ class DecrStockResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DecrStockResponse: _TypeAlias = DecrStockResponse  # noqa: Y015
+
+@_typing.final
+class HoldId(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GID_FIELD_NUMBER: _builtins.int
+    BRANCH_ID_FIELD_NUMBER: _builtins.int
+    TRANS_TYPE_FIELD_NUMBER: _builtins.int
+    gid: _builtins.str
+    branch_id: _builtins.str
+    trans_type: _builtins.str
+    """saga | msg"""
+    def __init__(
+        self,
+        *,
+        gid: _builtins.str = ...,
+        branch_id: _builtins.str = ...,
+        trans_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch_id", b"branch_id", "gid", b"gid", "trans_type", b"trans_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldId: _TypeAlias = HoldId  # noqa: Y015
+
+@_typing.final
+class ConfirmHoldsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___HoldId]:
+        """at most 500"""
+
+    def __init__(
+        self,
+        *,
+        holds: _abc.Iterable[Global___HoldId] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holds", b"holds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmHoldsRequest: _TypeAlias = ConfirmHoldsRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmHoldsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]: ...
+    def __init__(
+        self,
+        *,
+        reservations: _abc.Iterable[Global___Reservation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reservations", b"reservations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmHoldsReply: _TypeAlias = ConfirmHoldsReply  # noqa: Y015
+
+@_typing.final
+class XaBranch(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GID_FIELD_NUMBER: _builtins.int
+    BRANCH_ID_FIELD_NUMBER: _builtins.int
+    gid: _builtins.str
+    branch_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        gid: _builtins.str = ...,
+        branch_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch_id", b"branch_id", "gid", b"gid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___XaBranch: _TypeAlias = XaBranch  # noqa: Y015
+
+@_typing.final
+class PreparedXaReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BRANCHES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def branches(self) -> _containers.RepeatedCompositeFieldContainer[Global___XaBranch]: ...
+    def __init__(
+        self,
+        *,
+        branches: _abc.Iterable[Global___XaBranch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreparedXaReply: _TypeAlias = PreparedXaReply  # noqa: Y015
 
 @_typing.final
 class ReservationsOfGidRequest(_message.Message):
@@ -343,6 +462,7 @@ class StaleHold(_message.Message):
     ORDERS_FIELD_NUMBER: _builtins.int
     UNITS_FIELD_NUMBER: _builtins.int
     AGE_MS_FIELD_NUMBER: _builtins.int
+    TRANS_TYPE_FIELD_NUMBER: _builtins.int
     gid: _builtins.str
     branch_id: _builtins.str
     sale_id: _builtins.int
@@ -351,6 +471,8 @@ class StaleHold(_message.Message):
     units: _builtins.int
     age_ms: _builtins.int
     """since its Try"""
+    trans_type: _builtins.str
+    """tcc | saga | msg"""
     def __init__(
         self,
         *,
@@ -361,10 +483,11 @@ class StaleHold(_message.Message):
         orders: _builtins.int = ...,
         units: _builtins.int = ...,
         age_ms: _builtins.int = ...,
+        trans_type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "branch_id", b"branch_id", "gid", b"gid", "orders", b"orders", "product_id", b"product_id", "sale_id", b"sale_id", "units", b"units"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "branch_id", b"branch_id", "gid", b"gid", "orders", b"orders", "product_id", b"product_id", "sale_id", b"sale_id", "trans_type", b"trans_type", "units", b"units"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -375,16 +498,20 @@ class StaleHoldsReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HOLDS_FIELD_NUMBER: _builtins.int
+    LOOKED_UNTIL_MS_FIELD_NUMBER: _builtins.int
+    looked_until_ms: _builtins.int
+    """0: all that was asked for has been looked at. Else only what is at least so old: ask again for what is newer."""
     @_builtins.property
     def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___StaleHold]: ...
     def __init__(
         self,
         *,
         holds: _abc.Iterable[Global___StaleHold] | None = ...,
+        looked_until_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holds", b"holds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holds", b"holds", "looked_until_ms", b"looked_until_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -398,9 +525,12 @@ class RejectReservationsRequest(_message.Message):
     SALE_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
+    GID_FIELD_NUMBER: _builtins.int
     product_id: _builtins.int
     sale_id: _builtins.int
     reason: _builtins.str
+    gid: _builtins.str
+    """of the transaction that found the reason and left nothing behind; empty: none did"""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Item]: ...
     def __init__(
@@ -410,10 +540,11 @@ class RejectReservationsRequest(_message.Message):
         sale_id: _builtins.int = ...,
         reason: _builtins.str = ...,
         items: _abc.Iterable[Global___Item] | None = ...,
+        gid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "product_id", b"product_id", "reason", b"reason", "sale_id", b"sale_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gid", b"gid", "items", b"items", "product_id", b"product_id", "reason", b"reason", "sale_id", b"sale_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from seckill.wire import product_pb2 as seckill_dot_wire_dot_product__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -64,6 +65,31 @@ class ProductStub:
                 request_serializer=seckill_dot_wire_dot_product__pb2.DecrStockRequest.SerializeToString,
                 response_deserializer=seckill_dot_wire_dot_product__pb2.DecrStockResponse.FromString,
                 _registered_method=True)
+        self.TakeStock = channel.unary_unary(
+                '/product.Product/TakeStock',
+                request_serializer=seckill_dot_wire_dot_product__pb2.UpdateProductStockRequest.SerializeToString,
+                response_deserializer=seckill_dot_wire_dot_product__pb2.UpdateProductStockResponse.FromString,
+                _registered_method=True)
+        self.QueryPrepared = channel.unary_unary(
+                '/product.Product/QueryPrepared',
+                request_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.ConfirmHolds = channel.unary_unary(
+                '/product.Product/ConfirmHolds',
+                request_serializer=seckill_dot_wire_dot_product__pb2.ConfirmHoldsRequest.SerializeToString,
+                response_deserializer=seckill_dot_wire_dot_product__pb2.ConfirmHoldsReply.FromString,
+                _registered_method=True)
+        self.SellStockXa = channel.unary_unary(
+                '/product.Product/SellStockXa',
+                request_serializer=seckill_dot_wire_dot_product__pb2.UpdateProductStockRequest.SerializeToString,
+                response_deserializer=seckill_dot_wire_dot_product__pb2.UpdateProductStockResponse.FromString,
+                _registered_method=True)
+        self.PreparedXa = channel.unary_unary(
+                '/product.Product/PreparedXa',
+                request_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+                response_deserializer=seckill_dot_wire_dot_product__pb2.PreparedXaReply.FromString,
+                _registered_method=True)
         self.ReservationsOfGid = channel.unary_unary(
                 '/product.Product/ReservationsOfGid',
                 request_serializer=seckill_dot_wire_dot_product__pb2.ReservationsOfGidRequest.SerializeToString,
@@ -120,8 +146,9 @@ class ProductServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DecrStock(self, request, context):
-        """Saga: action and compensation on units that are on no sale. The same metadata, dtm-trans_type `saga`.
-        An action that cannot be done answers ABORTED.
+        """Saga: action and compensation. The same metadata, dtm-trans_type `saga`. Without an item on units that are on no
+        sale; with one the action freezes an order of a sale, and ConfirmHolds sells it once the saga has finished.
+        An action that cannot be done answers ABORTED; of an order it is then written down why.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +156,44 @@ class ProductServicer:
 
     def DecrStockRevert(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TakeStock(self, request, context):
+        """Two-phase message: the local transaction (dtm-trans_type and dtm-op `msg`, branch 00) freezes one order, or writes
+        its refusal, which the reply tells; and the coordinator's question whether it was committed: ABORTED if it was not,
+        and then it never will be.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryPrepared(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmHolds(self, request, context):
+        """Sells what finished sagas and messages have frozen. One whose decision says otherwise keeps its rows as they are;
+        the reply tells every row of these gids and branches as it then stands.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SellStockXa(self, request, context):
+        """XA: one method for all of a branch (dtm-trans_type `xa`): op `action` sells and prepares, `commit` and `rollback`
+        end what is prepared. MySQL and MariaDB only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreparedXa(self, request, context):
+        """Read-only: the branches that this database holds prepared.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -200,6 +265,31 @@ def add_ProductServicer_to_server(servicer, server):
                     servicer.DecrStockRevert,
                     request_deserializer=seckill_dot_wire_dot_product__pb2.DecrStockRequest.FromString,
                     response_serializer=seckill_dot_wire_dot_product__pb2.DecrStockResponse.SerializeToString,
+            ),
+            'TakeStock': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeStock,
+                    request_deserializer=seckill_dot_wire_dot_product__pb2.UpdateProductStockRequest.FromString,
+                    response_serializer=seckill_dot_wire_dot_product__pb2.UpdateProductStockResponse.SerializeToString,
+            ),
+            'QueryPrepared': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryPrepared,
+                    request_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'ConfirmHolds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmHolds,
+                    request_deserializer=seckill_dot_wire_dot_product__pb2.ConfirmHoldsRequest.FromString,
+                    response_serializer=seckill_dot_wire_dot_product__pb2.ConfirmHoldsReply.SerializeToString,
+            ),
+            'SellStockXa': grpc.unary_unary_rpc_method_handler(
+                    servicer.SellStockXa,
+                    request_deserializer=seckill_dot_wire_dot_product__pb2.UpdateProductStockRequest.FromString,
+                    response_serializer=seckill_dot_wire_dot_product__pb2.UpdateProductStockResponse.SerializeToString,
+            ),
+            'PreparedXa': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreparedXa,
+                    request_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                    response_serializer=seckill_dot_wire_dot_product__pb2.PreparedXaReply.SerializeToString,
             ),
             'ReservationsOfGid': grpc.unary_unary_rpc_method_handler(
                     servicer.ReservationsOfGid,
@@ -389,6 +479,141 @@ class Product:
             '/product.Product/DecrStockRevert',
             seckill_dot_wire_dot_product__pb2.DecrStockRequest.SerializeToString,
             seckill_dot_wire_dot_product__pb2.DecrStockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeStock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/product.Product/TakeStock',
+            seckill_dot_wire_dot_product__pb2.UpdateProductStockRequest.SerializeToString,
+            seckill_dot_wire_dot_product__pb2.UpdateProductStockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryPrepared(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/product.Product/QueryPrepared',
+            google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmHolds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/product.Product/ConfirmHolds',
+            seckill_dot_wire_dot_product__pb2.ConfirmHoldsRequest.SerializeToString,
+            seckill_dot_wire_dot_product__pb2.ConfirmHoldsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SellStockXa(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/product.Product/SellStockXa',
+            seckill_dot_wire_dot_product__pb2.UpdateProductStockRequest.SerializeToString,
+            seckill_dot_wire_dot_product__pb2.UpdateProductStockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreparedXa(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/product.Product/PreparedXa',
+            google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            seckill_dot_wire_dot_product__pb2.PreparedXaReply.FromString,
             options,
             channel_credentials,
             insecure,

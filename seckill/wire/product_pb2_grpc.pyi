@@ -6,6 +6,7 @@ Fields 1 and 2 of the stock requests are the first article's; `items` and what f
 """
 
 from collections import abc as _abc
+from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from seckill.wire import product_pb2 as _product_pb2
 import abc as _abc_1
@@ -39,10 +40,27 @@ class ProductStub:
     UpdateProductStock: _grpc.UnaryUnaryMultiCallable[_product_pb2.UpdateProductStockRequest, _product_pb2.UpdateProductStockResponse]
     RollbackProductStock: _grpc.UnaryUnaryMultiCallable[_product_pb2.UpdateProductStockRequest, _product_pb2.UpdateProductStockResponse]
     DecrStock: _grpc.UnaryUnaryMultiCallable[_product_pb2.DecrStockRequest, _product_pb2.DecrStockResponse]
-    """Saga: action and compensation on units that are on no sale. The same metadata, dtm-trans_type `saga`.
-    An action that cannot be done answers ABORTED.
+    """Saga: action and compensation. The same metadata, dtm-trans_type `saga`. Without an item on units that are on no
+    sale; with one the action freezes an order of a sale, and ConfirmHolds sells it once the saga has finished.
+    An action that cannot be done answers ABORTED; of an order it is then written down why.
     """
     DecrStockRevert: _grpc.UnaryUnaryMultiCallable[_product_pb2.DecrStockRequest, _product_pb2.DecrStockResponse]
+    TakeStock: _grpc.UnaryUnaryMultiCallable[_product_pb2.UpdateProductStockRequest, _product_pb2.UpdateProductStockResponse]
+    """Two-phase message: the local transaction (dtm-trans_type and dtm-op `msg`, branch 00) freezes one order, or writes
+    its refusal, which the reply tells; and the coordinator's question whether it was committed: ABORTED if it was not,
+    and then it never will be.
+    """
+    QueryPrepared: _grpc.UnaryUnaryMultiCallable[_empty_pb2.Empty, _empty_pb2.Empty]
+    ConfirmHolds: _grpc.UnaryUnaryMultiCallable[_product_pb2.ConfirmHoldsRequest, _product_pb2.ConfirmHoldsReply]
+    """Sells what finished sagas and messages have frozen. One whose decision says otherwise keeps its rows as they are;
+    the reply tells every row of these gids and branches as it then stands.
+    """
+    SellStockXa: _grpc.UnaryUnaryMultiCallable[_product_pb2.UpdateProductStockRequest, _product_pb2.UpdateProductStockResponse]
+    """XA: one method for all of a branch (dtm-trans_type `xa`): op `action` sells and prepares, `commit` and `rollback`
+    end what is prepared. MySQL and MariaDB only.
+    """
+    PreparedXa: _grpc.UnaryUnaryMultiCallable[_empty_pb2.Empty, _product_pb2.PreparedXaReply]
+    """Read-only: the branches that this database holds prepared."""
     ReservationsOfGid: _grpc.UnaryUnaryMultiCallable[_product_pb2.ReservationsOfGidRequest, _product_pb2.ReservationsReply]
     """Read-only: the reservations that a gid holds or ended."""
     Reservations: _grpc.UnaryUnaryMultiCallable[_product_pb2.ReservationsRequest, _product_pb2.ReservationsReply]
@@ -63,10 +81,27 @@ class ProductAsyncStub(ProductStub):
     UpdateProductStock: _aio.UnaryUnaryMultiCallable[_product_pb2.UpdateProductStockRequest, _product_pb2.UpdateProductStockResponse]  # type: ignore[assignment]
     RollbackProductStock: _aio.UnaryUnaryMultiCallable[_product_pb2.UpdateProductStockRequest, _product_pb2.UpdateProductStockResponse]  # type: ignore[assignment]
     DecrStock: _aio.UnaryUnaryMultiCallable[_product_pb2.DecrStockRequest, _product_pb2.DecrStockResponse]  # type: ignore[assignment]
-    """Saga: action and compensation on units that are on no sale. The same metadata, dtm-trans_type `saga`.
-    An action that cannot be done answers ABORTED.
+    """Saga: action and compensation. The same metadata, dtm-trans_type `saga`. Without an item on units that are on no
+    sale; with one the action freezes an order of a sale, and ConfirmHolds sells it once the saga has finished.
+    An action that cannot be done answers ABORTED; of an order it is then written down why.
     """
     DecrStockRevert: _aio.UnaryUnaryMultiCallable[_product_pb2.DecrStockRequest, _product_pb2.DecrStockResponse]  # type: ignore[assignment]
+    TakeStock: _aio.UnaryUnaryMultiCallable[_product_pb2.UpdateProductStockRequest, _product_pb2.UpdateProductStockResponse]  # type: ignore[assignment]
+    """Two-phase message: the local transaction (dtm-trans_type and dtm-op `msg`, branch 00) freezes one order, or writes
+    its refusal, which the reply tells; and the coordinator's question whether it was committed: ABORTED if it was not,
+    and then it never will be.
+    """
+    QueryPrepared: _aio.UnaryUnaryMultiCallable[_empty_pb2.Empty, _empty_pb2.Empty]  # type: ignore[assignment]
+    ConfirmHolds: _aio.UnaryUnaryMultiCallable[_product_pb2.ConfirmHoldsRequest, _product_pb2.ConfirmHoldsReply]  # type: ignore[assignment]
+    """Sells what finished sagas and messages have frozen. One whose decision says otherwise keeps its rows as they are;
+    the reply tells every row of these gids and branches as it then stands.
+    """
+    SellStockXa: _aio.UnaryUnaryMultiCallable[_product_pb2.UpdateProductStockRequest, _product_pb2.UpdateProductStockResponse]  # type: ignore[assignment]
+    """XA: one method for all of a branch (dtm-trans_type `xa`): op `action` sells and prepares, `commit` and `rollback`
+    end what is prepared. MySQL and MariaDB only.
+    """
+    PreparedXa: _aio.UnaryUnaryMultiCallable[_empty_pb2.Empty, _product_pb2.PreparedXaReply]  # type: ignore[assignment]
+    """Read-only: the branches that this database holds prepared."""
     ReservationsOfGid: _aio.UnaryUnaryMultiCallable[_product_pb2.ReservationsOfGidRequest, _product_pb2.ReservationsReply]  # type: ignore[assignment]
     """Read-only: the reservations that a gid holds or ended."""
     Reservations: _aio.UnaryUnaryMultiCallable[_product_pb2.ReservationsRequest, _product_pb2.ReservationsReply]  # type: ignore[assignment]
@@ -114,8 +149,9 @@ class ProductServicer(metaclass=_abc_1.ABCMeta):
         request: _product_pb2.DecrStockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_product_pb2.DecrStockResponse, _abc.Awaitable[_product_pb2.DecrStockResponse]]:
-        """Saga: action and compensation on units that are on no sale. The same metadata, dtm-trans_type `saga`.
-        An action that cannot be done answers ABORTED.
+        """Saga: action and compensation. The same metadata, dtm-trans_type `saga`. Without an item on units that are on no
+        sale; with one the action freezes an order of a sale, and ConfirmHolds sells it once the saga has finished.
+        An action that cannot be done answers ABORTED; of an order it is then written down why.
         """
 
     @_abc_1.abstractmethod
@@ -124,6 +160,52 @@ class ProductServicer(metaclass=_abc_1.ABCMeta):
         request: _product_pb2.DecrStockRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_product_pb2.DecrStockResponse, _abc.Awaitable[_product_pb2.DecrStockResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def TakeStock(
+        self,
+        request: _product_pb2.UpdateProductStockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_product_pb2.UpdateProductStockResponse, _abc.Awaitable[_product_pb2.UpdateProductStockResponse]]:
+        """Two-phase message: the local transaction (dtm-trans_type and dtm-op `msg`, branch 00) freezes one order, or writes
+        its refusal, which the reply tells; and the coordinator's question whether it was committed: ABORTED if it was not,
+        and then it never will be.
+        """
+
+    @_abc_1.abstractmethod
+    def QueryPrepared(
+        self,
+        request: _empty_pb2.Empty,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]: ...
+
+    @_abc_1.abstractmethod
+    def ConfirmHolds(
+        self,
+        request: _product_pb2.ConfirmHoldsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_product_pb2.ConfirmHoldsReply, _abc.Awaitable[_product_pb2.ConfirmHoldsReply]]:
+        """Sells what finished sagas and messages have frozen. One whose decision says otherwise keeps its rows as they are;
+        the reply tells every row of these gids and branches as it then stands.
+        """
+
+    @_abc_1.abstractmethod
+    def SellStockXa(
+        self,
+        request: _product_pb2.UpdateProductStockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_product_pb2.UpdateProductStockResponse, _abc.Awaitable[_product_pb2.UpdateProductStockResponse]]:
+        """XA: one method for all of a branch (dtm-trans_type `xa`): op `action` sells and prepares, `commit` and `rollback`
+        end what is prepared. MySQL and MariaDB only.
+        """
+
+    @_abc_1.abstractmethod
+    def PreparedXa(
+        self,
+        request: _empty_pb2.Empty,
+        context: _ServicerContext,
+    ) -> _typing.Union[_product_pb2.PreparedXaReply, _abc.Awaitable[_product_pb2.PreparedXaReply]]:
+        """Read-only: the branches that this database holds prepared."""
 
     @_abc_1.abstractmethod
     def ReservationsOfGid(
