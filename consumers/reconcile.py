@@ -26,7 +26,7 @@ from prometheus_client import Gauge
 from consumers import ledger_gauges
 from consumers.conflicts import Conflicts
 from seckill.admission.ledger import Ledger, LedgerEntry
-from seckill.checkout.orphans import PRODUCT_BRANCH, End, Orphans
+from seckill.checkout.orphans import End, Hold, Orphans
 from seckill.checkout.reservations import Reservations, outcome_of
 from seckill.domain.errors import BranchFailed, PublishUnknown, SeckillError
 from seckill.domain.order import Order, Sale
@@ -255,11 +255,11 @@ class Reconciler:
         ORPHANS.set(len(holds))
         ends: Counter[End | None] = Counter()
         failures: list[SeckillError] = []
-        for gid in dict.fromkeys(hold.gid for hold in holds if hold.branch_id == PRODUCT_BRANCH):
+        for hold in {hold.gid: hold for hold in holds if hold.by_checkout}.values():
             if self._stopping.is_set():
                 return  # the next look goes back as far as this one
             try:
-                ends[await self._end_orphan(gid, findings)] += 1
+                ends[await self._end_orphan(hold, findings)] += 1
             except SeckillError as error:  # of this gid alone, perhaps: the others are looked at all the same
                 failures.append(error)
                 if len(failures) == ORPHAN_FAILURES_MAX:
@@ -273,12 +273,12 @@ class Reconciler:
         self._looked_at_s = began_s
         self._oldest_age_ms = max((hold.age_ms for hold in holds), default=0)
 
-    async def _end_orphan(self, gid: str, findings: Findings) -> End | None:
+    async def _end_orphan(self, hold: Hold, findings: Findings) -> End | None:
         """None: the branches contradict, which needs a person; the next look comes upon it again."""
         try:
-            end = await self._orphans.end(await self._orphans.look(gid))
+            end = await self._orphans.end(await self._orphans.look(hold.gid, hold.trans_type))
         except BranchFailed as error:
-            log.error("orphan_contradicts", gid=gid, error=str(error))  # noqa: TRY400 - the line says it all
+            log.error("orphan_contradicts", gid=hold.gid, error=str(error))  # noqa: TRY400 - the line says it all
             findings.note("contradicting")
             return None
         if end is not End.CARRIED:

@@ -26,11 +26,11 @@ from seckill.admission.ledger import Ledger
 from seckill.admission.parked import ParkedOrders
 from seckill.checkout.groups import halves
 from seckill.checkout.late import LateAdmission
+from seckill.checkout.plan import Checkout, Outcomes
 from seckill.checkout.reservations import Reservations
-from seckill.checkout.tcc import TccCheckout
 from seckill.domain.errors import AdmissionClosed, InvalidOrder, SeckillError
-from seckill.domain.order import Order, OrderId
-from seckill.domain.outcomes import Confirmed, Failed, Outcome, Rejected, SetAside, Undecided
+from seckill.domain.order import Order
+from seckill.domain.outcomes import Confirmed, Failed, Rejected, SetAside, Undecided
 from seckill.domain.retry import Dead, Later, Retry, RetryPolicy
 from seckill.messaging.dead_letters import DeadLetters, Letter, replays_of
 from seckill.messaging.delivery import Delivered
@@ -52,8 +52,6 @@ ADMITTED_TO_CONFIRMED = Histogram(
 HELD_PAUSE_MS = 2_000
 """Pause before an undecided order that the ledger does not hold is looked at again."""
 
-Outcomes = dict[OrderId, Outcome]
-
 
 class SeckillCarrier:
     """Carries orders from the topic to their end. Opens nothing: everything it uses is its caller's."""
@@ -64,7 +62,7 @@ class SeckillCarrier:
         ledger: Ledger,
         parked: ParkedOrders,
         late: LateAdmission,
-        checkout: TccCheckout,
+        checkout: Checkout,
         reservations: Reservations,
         dead_letters: DeadLetters,
         publisher: Publisher,

@@ -361,6 +361,17 @@ class DtmSettings(Section):
     branch_timeout_s: Seconds = 3
 
 
+Pattern = Literal["tcc", "saga", "xa", "message"]
+
+
+class TransactionSettings(Section):
+    """How a worker keeps an order and its stock consistent. Services, reconcile and coordinator serve every pattern."""
+
+    pattern: Pattern = "tcc"  # xa: product and order need MariaDB or MySQL
+    # A saga or message carries one order (tcc and xa a whole group): so many of a worker's are under way at a time.
+    concurrency_max: Annotated[int, Field(gt=0, le=1_000)] = 16
+
+
 class CoordinatorSettings(DatabaseTls):
     """Our own DTM-compatible coordinator."""
 
@@ -468,6 +479,7 @@ class Settings(BaseSettings):
     ledger: LedgerSettings = LedgerSettings()
     product: ProductSettings = ProductSettings()
     order: OrderSettings = OrderSettings()
+    transaction: TransactionSettings = TransactionSettings()
     dtm: DtmSettings = DtmSettings()
     coordinator: CoordinatorSettings = CoordinatorSettings()
     worker: WorkerSettings = WorkerSettings()
@@ -479,7 +491,7 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
 
     SECTIONS: ClassVar[tuple[str, ...]] = (
-        "front", "kafka", "redis", "ledger", "product", "order", "dtm", "coordinator", "worker",
+        "front", "kafka", "redis", "ledger", "product", "order", "transaction", "dtm", "coordinator", "worker",
         "reconcile", "retry", "dead_letters", "alerts", "tls", "log",
     )  # fmt: skip
 

@@ -14,11 +14,13 @@ import typer
 from seckill.cli.console import err, note, print_json, print_table, say, stderr_is_terminal
 from seckill.cli.errors import FAILED, OK, WrongUsage
 from seckill.cli.roles import (
+    PatternOption,
     announce,
     configure_logs,
     embedded_overrides,
     kafka_unheard,
     starting,
+    with_pattern,
 )
 from seckill.cli.state import client_settings, role_settings, run_pipeline
 
@@ -49,6 +51,7 @@ def demo(
     attach: Annotated[
         bool, typer.Option("--attach", help="Use the pipeline that runs already, where the settings say.")
     ] = False,
+    pattern: PatternOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="The last line of stdout is one JSON object.")] = False,
 ) -> None:
     """Run a whole flash sale here and now: thousands of buyers over real HTTP, then proof from the stores.
@@ -62,10 +65,13 @@ def demo(
 
       seckill demo
       seckill demo --stock 100 --buyers 2000 --products 3
+      seckill demo --pattern saga
       seckill demo --json | tail -1 | jq .invariants
       seckill demo --keep-running --replies replies.txt
       seckill --config compose.toml demo --attach
     """
+    if attach and pattern:
+        raise WrongUsage("--pattern: the worker of --attach has one already")
     if attach and keep_running:
         raise WrongUsage("--keep-running: the pipeline of --attach runs on anyway")
     # The crowd is started while gRPC runs; as a new program, which gRPC's handlers for forks need not prepare for.
@@ -73,7 +79,9 @@ def demo(
     from seckill.demo.run import DemoOptions
 
     settings = (
-        client_settings(context) if attach else role_settings(context, embedded_overrides(port=None, base_port=0))
+        client_settings(context)
+        if attach
+        else with_pattern(role_settings(context, embedded_overrides(port=None, base_port=0)), pattern)
     )
     options = DemoOptions(
         stock=stock,

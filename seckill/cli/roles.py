@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +28,12 @@ LISTENING = {
 }
 """The settings that each role listens on."""
 
+Pattern = Literal["tcc", "saga", "xa", "message"]
+PatternOption = Annotated[
+    Pattern | None,
+    typer.Option("--pattern", help="How order and stock are kept consistent.", show_default="transaction.pattern"),
+]
+
 EVERY_ADDRESS = tuple(name for names in LISTENING.values() for name in names)
 
 
@@ -41,6 +47,7 @@ def up(
         int | None,
         typer.Option(min=0, max=65000, help="All ports from here on, front first; 0 takes free ones everywhere."),
     ] = None,
+    pattern: PatternOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole pipeline in one process, on stand-ins for the servers, until Ctrl-C.
@@ -52,11 +59,19 @@ def up(
       seckill up
       seckill up --port 8888
       seckill up --base-port 0
+      seckill up --pattern saga
       SECKILL__LOG__LEVEL=info seckill up   # tells what happens to each order
     """
-    settings = role_settings(context, embedded_overrides(port=port, base_port=base_port))
+    settings = with_pattern(role_settings(context, embedded_overrides(port=port, base_port=base_port)), pattern)
     configure_logs(settings, quiet=True)
     run_pipeline(_up(settings, as_json))
+
+
+def with_pattern(settings: Settings, pattern: Pattern | None) -> Settings:
+    """What was typed wins over file and environment."""
+    from seckill.settings import with_values
+
+    return with_values(settings, {"transaction": {"pattern": pattern}}) if pattern else settings
 
 
 def embedded_overrides(*, port: int | None, base_port: int | None) -> dict[str, Any]:

@@ -47,11 +47,13 @@ def resolve(
 ) -> None:
     """End a transaction that its coordinator lost, or calls finished, while units are still held.
 
-    Orders that are confirmed decide for Confirm; else order is cancelled, and
-    then product, under the same gid and past the same barrier as a
-    coordinator's calls. Nothing is done to a transaction that is still carried
-    (see `tx retry`). Repeating it does no harm. Exit code 1 when it must not or
-    cannot be ended, and a person has to look.
+    Orders that are confirmed decide that the units are sold; else order is
+    cancelled, and then product, under the same gid and past the same barrier as
+    a coordinator's calls. Of an XA that is still prepared, product decides: what
+    it has committed is committed in order as well; else both are rolled back.
+    Nothing is done to a transaction that is still carried (see `tx retry`).
+    Repeating it does no harm. Exit code 1 when it must not or cannot be ended,
+    and a person has to look.
 
     Examples:
 
@@ -62,7 +64,8 @@ def resolve(
     done = not dry_run and found.action is not None
     if as_json:
         print_json({
-            "gid": gid, "coordinator": found.coordinator, "confirmed_orders": found.look.confirmed_orders,
+            "gid": gid, "coordinator": found.coordinator, "pattern": found.pattern,
+            "confirmed_orders": found.look.confirmed_orders,
             "reservations": after, "action": found.action, "done": done,
         })  # fmt: skip
         return
@@ -71,13 +74,23 @@ def resolve(
     say("")
     print_reservations(after)
     say("")
-    say(_told(found.action, done=done))
+    say(_told(found, done=done))
 
 
-def _told(action: str | None, *, done: bool) -> str:
-    if action is None:
-        return "nothing to do: no reservation of it holds units"
-    calls = {"confirm": "Confirm of product", "cancel": "Cancel of order, then of product"}[action]
+_CALLS = {
+    "tcc": ("Confirm of product", "Cancel of order, then of product"),
+    "saga": ("the units sold at product", "compensation of order, then of product"),
+    "msg": ("the units sold at product", "order kept out, then the units released at product"),
+    "xa": ("commit of product, then of order", "rollback of order, then of product"),
+}
+"""What confirming and cancelling is, by DTM's name of the pattern."""
+
+
+def _told(found: Found, *, done: bool) -> str:
+    if found.action is None:
+        return "nothing to do: no reservation of it holds units, and nothing of it is prepared"
+    confirm, cancel = _CALLS[found.pattern]
+    calls = confirm if found.action == "confirm" else cancel
     return f"done: {calls}" if done else f"would be done: {calls}"
 
 
@@ -87,6 +100,11 @@ class Found:
 
     look: Look
     reservations: Sequence[Mapping[str, Any]]
+    prepared: bool  # an XA that a database holds prepared
+
+    @property
+    def pattern(self) -> str:
+        return self.look.trans_type
 
     @property
     def coordinator(self) -> str | None:
@@ -99,10 +117,10 @@ class Found:
 
     @property
     def action(self) -> str | None:
-        """`confirm` or `cancel`; None: no reservation holds units."""
-        if not self.states["frozen"]:
+        """`confirm` or `cancel`; None: no reservation holds units, and nothing is prepared."""
+        if not self.states["frozen"] and not self.prepared:
             return None
-        return "confirm" if self.look.confirmed_orders else "cancel"
+        return "confirm" if self.look.decided_for else "cancel"
 
 
 def refuse(found: Found) -> None:
@@ -110,7 +128,7 @@ def refuse(found: Found) -> None:
     from seckill.checkout.orphans import End
 
     gid, states, confirmed = found.look.gid, found.states, found.look.confirmed_orders
-    if found.coordinator is None and not found.reservations and not confirmed:
+    if found.coordinator is None and not found.reservations and not confirmed and not found.prepared:
         raise CliError(f"gid {gid}: neither the coordinator nor the services know it")
     if found.look.end is End.CARRIED:
         raise CliError(
@@ -149,10 +167,12 @@ async def _retry(settings: Settings, gid: str, dry_run: bool) -> str:
 async def _resolve(settings: Settings, gid: str, dry_run: bool) -> tuple[Found, Sequence[Mapping[str, Any]]]:
     """What was found, and the reservations as they are in the end. Raises CliError when it may not be ended."""
     from seckill.domain.errors import BranchFailed
+    from seckill.dtm.protocol import XA
     from seckill.wiring import open_orphans
 
     async with open_orphans(settings) as orphans:
-        found = Found(await orphans.look(gid), await reservations_of(settings, gid))
+        look = await orphans.look(gid)
+        found = Found(look, await reservations_of(settings, gid), prepared=look.trans_type == XA)
         refuse(found)
         if dry_run or found.action is None:
             return found, found.reservations

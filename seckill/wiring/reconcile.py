@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-import grpc
-
 from consumers.conflicts import Conflicts
 from consumers.lag_watch import LagWatch
 from consumers.lost_sales import LostSales
@@ -24,7 +22,6 @@ from seckill.doctor.start import (
     refuse_strangers_of_worker,
 )
 from seckill.draining import Drain
-from seckill.dtm.client import DtmClient
 from seckill.front.product_client import ProductClient
 from seckill.front.sale_desk import SaleDesk
 from seckill.messaging.dead_letters import DeadLetters
@@ -35,6 +32,7 @@ from seckill.messaging.retry_topics import RetryTier, retry_tiers
 from seckill.messaging.topics import by_setting
 from seckill.ops import Check, Readiness, serve_ops
 from seckill.settings import KafkaSettings, Settings
+from seckill.wiring.checkout import orphans_of
 from seckill.wiring.checks import dependency_checks
 from seckill.wiring.role import Role
 
@@ -47,19 +45,7 @@ async def open_orphans(settings: Settings) -> AsyncIterator[Orphans]:
         open_channel(settings.order.grpc, settings.tls) as order,
         open_dtm(settings) as client,
     ):
-        yield _orphans(settings, client, product=product, order=order)
-
-
-def _orphans(settings: Settings, client: DtmClient, *, product: grpc.aio.Channel, order: grpc.aio.Channel) -> Orphans:
-    """It calls branches itself, where we dial them, and not where a coordinator does."""
-    return Orphans(
-        client,
-        product=product,
-        order=order,
-        product_address=settings.product.grpc,
-        order_address=settings.order.grpc,
-        timeout_ms=settings.dtm.request_timeout_ms,
-    )
+        yield orphans_of(settings, client, product=product, order=order)
 
 
 @asynccontextmanager
@@ -81,7 +67,7 @@ async def open_reconciler(
             ledger=admission.ledger,
             sale=products.find_sale,
             reservations=reservations,
-            orphans=_orphans(settings, client, product=channel, order=order_channel),
+            orphans=orphans_of(settings, client, product=channel, order=order_channel),
             client=client,
             publisher=publisher,
             conflicts=Conflicts(

@@ -22,6 +22,7 @@ from seckill.ops import Readiness, serve_ops
 from seckill.order.service import serve_order
 from seckill.product.service import serve_product
 from seckill.settings import ServiceSettings, Settings
+from seckill.wiring.checkout import require_xa
 from seckill.wiring.role import Role
 
 
@@ -40,11 +41,15 @@ async def open_coordinator(settings: Settings, drain: Drain | None = None) -> As
 
 
 def open_product(settings: Settings, drain: Drain | None = None) -> AbstractAsyncContextManager[Role]:
+    """Raises SettingsError at once when its database cannot do what the pattern needs."""
+    require_xa(settings, "product")
     drain = drain or Drain(settings.product.drain_timeout_ms)
     return _open_service("product", settings.product, serve_product(settings.product, settings.tls, drain), drain)
 
 
 def open_order(settings: Settings, drain: Drain | None = None) -> AbstractAsyncContextManager[Role]:
+    """Raises SettingsError at once when its database cannot do what the pattern needs."""
+    require_xa(settings, "order")
     drain = drain or Drain(settings.order.drain_timeout_ms)
     return _open_service("order", settings.order, serve_order(settings.order, settings.tls, drain), drain)
 

@@ -20,7 +20,9 @@ from seckill.embedded import embedded_kafka, embedded_redis
 from seckill.schema import DATABASES, upgrade
 from seckill.settings import (
     Settings,
+    SettingsError,
     listening,
+    variable,
     with_values,
 )
 from seckill.wiring.process import ROLES, until_stopped
@@ -51,7 +53,15 @@ class Embedded:
 
 @asynccontextmanager
 async def open_embedded(settings: Settings) -> AsyncIterator[Embedded]:
-    """Stand-ins for Kafka, Redis and SQL, then every role on them. State dies with the process."""
+    """Stand-ins for Kafka, Redis and SQL, then every role on them. State dies with the process.
+
+    Raises SettingsError for a pattern that they cannot do.
+    """
+    if settings.transaction.pattern == "xa":
+        raise SettingsError(
+            "transaction.pattern is xa, and of the embedded pipeline product.database_url and order.database_url are "
+            f"SQLite, which has no XA: choose another pattern with {variable('transaction.pattern')}, or real servers"
+        )
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seckill-")))
         standing_in: dict[str, dict[str, Any]] = {

@@ -14,7 +14,6 @@ from consumers.seckill_rmq import SeckillCarrier
 from seckill.admission import open_admission
 from seckill.checkout.late import LateAdmission
 from seckill.checkout.reservations import Reservations
-from seckill.checkout.tcc import TccCheckout, TccPlan
 from seckill.circuits import BreakerLimits
 from seckill.clients import open_channel, open_dtm
 from seckill.doctor.start import (
@@ -22,7 +21,6 @@ from seckill.doctor.start import (
 )
 from seckill.domain.retry import RetryPolicy
 from seckill.draining import Drain
-from seckill.dtm.protocol import TransOptions
 from seckill.front.product_client import ProductClient
 from seckill.messaging.consumer import open_consumer
 from seckill.messaging.dead_letters import DeadLetters
@@ -32,7 +30,8 @@ from seckill.messaging.retry_topics import RetryTier, retry_tiers
 from seckill.messaging.topics import by_setting
 from seckill.messaging.worker import Worker, WorkerLimits
 from seckill.ops import Check, Readiness, serve_ops
-from seckill.settings import KafkaSettings, ServiceSettings, Settings, SettingsError
+from seckill.settings import KafkaSettings, Settings
+from seckill.wiring.checkout import checkout_of, require_xa
 from seckill.wiring.checks import dependency_checks, try_coordinator
 from seckill.wiring.role import Role
 
@@ -84,7 +83,7 @@ async def open_carrier(
                 doubt=admission.ledger.doubt,
                 on_offer=ProductClient(channel, address=settings.product.grpc).is_on_offer,
             ),
-            checkout=TccCheckout(client, reservations, _plan(settings)),
+            checkout=checkout_of(settings, client, reservations, product=channel, order=order_channel),
             reservations=reservations,
             dead_letters=DeadLetters(publisher, topic=kafka.dead_letter_topic, group=kafka.group),
             publisher=publisher,
@@ -115,8 +114,10 @@ async def open_worker(settings: Settings, drain: Drain | None = None) -> AsyncIt
     """The consumers of the topic and of the retry topics. On leaving they stop fetching, finish what they hold, commit
     and leave their groups.
 
-    Raises AdmissionUnavailable or PublishUnknown when Redis or Kafka does not answer at start, and Unfit.
+    Raises AdmissionUnavailable or PublishUnknown when Redis or Kafka does not answer at start, Unfit, and SettingsError
+    when the databases cannot do what the pattern needs.
     """
+    require_xa(settings, "product", "order")
     drain = drain or Drain(settings.worker.drain_timeout_ms)
     await refuse_strangers_of_worker(settings)
     async with AsyncExitStack() as stack:
@@ -205,35 +206,3 @@ async def _in_groups(readers: Sequence[_Reader]) -> None:
     for reader in readers:
         if not reader.worker.joined.is_set():
             raise NotInGroup(f"{reader.group} has given it no partitions yet")
-
-
-def _plan(settings: Settings) -> TccPlan:
-    return TccPlan(
-        product_address=settings.product.grpc,
-        order_address=settings.order.grpc,
-        product_branch_address=_registered("product", settings.product, settings),
-        order_branch_address=_registered("order", settings.order, settings),
-        try_timeout_ms=settings.dtm.try_timeout_ms,
-        submit_timeout_ms=settings.dtm.submit_timeout_ms,
-        batch_max=settings.worker.batch_max,
-        batch_bytes_max=settings.worker.batch_bytes_max,
-        options=TransOptions(
-            wait_result=True,
-            timeout_to_fail_s=settings.dtm.timeout_to_fail_s,
-            retry_interval_s=settings.dtm.retry_interval_s,
-            request_timeout_s=settings.dtm.branch_timeout_s,
-        ),
-    )
-
-
-def _registered(name: str, service: ServiceSettings, settings: Settings) -> str:
-    """Where the coordinator finds the branch. Raises SettingsError when it could not talk to it there."""
-    if not settings.tls.enabled:
-        return service.branch_grpc or service.grpc
-    if settings.dtm.tls:
-        return service.grpc
-    if service.branch_grpc is None:
-        raise SettingsError(
-            f"{name}.branch_grpc is not set: with [tls] and dtm.tls = false the coordinator needs a port without TLS"
-        )
-    return service.branch_grpc

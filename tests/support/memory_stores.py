@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 from seckill.checkout.orphans import PRODUCT_BRANCH, End, Hold, Look, Orphans
 from seckill.checkout.reservations import Reservation, Reservations, ReservationState, outcome_of
-from seckill.checkout.tcc import TccCheckout
 from seckill.domain.errors import BranchFailed, ProductUnavailable, PublishUnknown
 from seckill.domain.order import Order, OrderId
 from seckill.domain.outcomes import Failed, Outcome
@@ -91,7 +90,7 @@ class MemoryReservations(Reservations):
         return {order.key: self._rows.by_key[order.key] for order in orders}
 
 
-class MemoryCheckout(TccCheckout):
+class MemoryCheckout:
     """Transactions that end as the actor's `fate` says. One that is asked for again by the same worker is sold."""
 
     def __init__(self, rows: Rows) -> None:
@@ -120,7 +119,7 @@ class MemoryOrphans(Orphans):
             Hold(row.gid, PRODUCT_BRANCH, older_than_ms) for row in self._rows.frozen() if row.gid in self._rows.lost
         ]
 
-    async def look(self, gid: str) -> Look:
+    async def look(self, gid: str, trans_type: str | None = None) -> Look:
         await stop_before("look")
         return Look(gid, None, int(self._rows.lost[gid]))
 

@@ -31,6 +31,7 @@ class Relay:
     answers: dict[str, list[grpc.StatusCode]] = field(default_factory=dict)  # answered so after the work was done
     poison: dict[str, Poison] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
+    failed: list[tuple[str, grpc.StatusCode]] = field(default_factory=list)  # what the service itself answered so
 
     async def until_called(self, method: str, *, within_s: float = 30) -> None:
         async with asyncio.timeout(within_s):
@@ -61,6 +62,7 @@ class _Forward(grpc.GenericRpcHandler):
             try:
                 reply: bytes = await forward(request, metadata=_own_keys(context.invocation_metadata()))
             except grpc.aio.AioRpcError as error:
+                relay.failed.append((method, error.code()))
                 trailing: Any = _own_keys(error.trailing_metadata())
                 await context.abort(error.code(), error.details() or "", tuple(trailing))
             if told := relay.answers.get(method):

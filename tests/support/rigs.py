@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from seckill.checkout.plan import Plan
 from seckill.checkout.reservations import Reservations
-from seckill.checkout.tcc import TccCheckout, TccPlan
+from seckill.checkout.tcc import TccCheckout
 from seckill.dtm.protocol import TransOptions
 from seckill.wiring import open_channel
 from tests.support.backbone import Backbone
@@ -32,7 +33,7 @@ async def open_rig(backbone: Backbone, *, order_address: str | None = None) -> A
         open_channel(settings.product.grpc) as channel,
     ):
         reservations = Reservations(channel, address=settings.product.grpc, timeout_ms=3_000)
-        plan = TccPlan(
+        plan = Plan(
             product_address=settings.product.grpc,
             order_address=order_address or settings.order.grpc,
             try_timeout_ms=2_000,
