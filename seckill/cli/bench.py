@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from seckill.cli.bench_patterns import patterns
 from seckill.cli.console import note, print_json, print_table, say
 from seckill.cli.errors import FAILED, WrongUsage
 from seckill.cli.state import JsonOption, chosen, role_settings, run_pipeline
@@ -29,8 +30,11 @@ commands = typer.Typer(
 
       seckill --config config/compose.toml bench backlog
       seckill bench accept --sold-out --json
+      seckill bench patterns --plot patterns.svg
     """,
 )
+
+commands.command()(patterns)
 
 
 @commands.command()
@@ -54,7 +58,7 @@ def backlog(
       seckill --config config/compose.toml bench backlog
       seckill bench backlog --orders 10000 --own-coordinator --json
     """
-    settings = _settings(context)
+    settings = measuring_settings(context)
     from seckill.bench.backlog import BacklogOptions, run_backlog
 
     options = BacklogOptions(orders, workers, partitions, own_coordinator)
@@ -87,7 +91,7 @@ def accept(
       seckill --config config/compose.toml bench accept
       seckill bench accept --sold-out --seconds 5 --json
     """
-    settings = _settings(context)
+    settings = measuring_settings(context)
     from seckill.bench.front import AcceptOptions, run_accept
 
     options = AcceptOptions(seconds, connections, partitions, sold_out)
@@ -125,7 +129,7 @@ def memory(
     """
     if first >= requests:
         raise WrongUsage("--first must be below --requests")
-    settings = _settings(context)
+    settings = measuring_settings(context)
     from seckill.bench.memory import RATIO_MAX, MemoryOptions, run_memory
 
     options = MemoryOptions(requests, first, units, connections, own_coordinator=own_coordinator)
@@ -139,14 +143,17 @@ def memory(
         raise typer.Exit(FAILED)
 
 
-def _settings(context: typer.Context) -> Settings:
-    """For a measurement; called before gRPC is loaded, for the sake of its first line."""
+def measuring_settings(context: typer.Context, *, embedded: bool = False) -> Settings:
+    """For a measurement; called before gRPC is loaded, for the sake of its first line.
+
+    `embedded`: it may also run on stand-ins. Raises WrongUsage.
+    """
     # The roles are started while gRPC runs; as new programs, which gRPC's handlers for forks need not prepare for.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     from seckill.cli.roles import configure_logs
 
     settings = role_settings(context)
-    if settings.profile == "embedded":
+    if settings.profile == "embedded" and not embedded:
         raise WrongUsage("the stand-ins of the embedded profile are not for measuring; name real servers with --config")
     configure_logs(settings, quiet=True)
     return settings

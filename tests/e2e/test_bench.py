@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,3 +53,50 @@ def test_memory_is_read_early_and_late(bench: Seckill) -> None:
     roles = {"coordinator", "product", "order", "worker", "reconcile", "front"}
     assert set(report["resident_bytes"]) == roles
     assert all(size["first"] > 10 * 2**20 for size in report["resident_bytes"].values())
+
+
+def test_patterns_are_measured_on_real_servers(bench: Seckill) -> None:
+    """Every pattern sells, XA included; open transactions are seen, and those that XA holds without a connection."""
+    report = bench.json("bench", "patterns", "--concurrency", "2", "--seconds", "0.7", "--no-groups")
+    cells = {cell["pattern"]: cell for cell in report["cells"]}
+    assert list(cells) == ["tcc", "saga", "xa", "message"]
+    assert report["left_out"] == {}
+    assert all(cell["transactions"]["open_max"] > 0 for cell in cells.values())
+    prepared = {pattern: cell["transactions"]["prepared_mean"] for pattern, cell in cells.items()}
+    assert prepared["xa"] > max(prepared["tcc"], prepared["saga"], prepared["message"])
+    sums = report["sums"]
+    assert sums["confirmed"] == sums["sold"] == sums["order_rows"] >= sum(cell["confirmed"] for cell in cells.values())
+    assert sums["frozen"] == sums["prepared"] == 0
+
+
+def test_patterns_are_measured_on_the_stand_ins(seckill: Seckill) -> None:
+    """Each measurement has its figures, and what was confirmed is what both databases hold."""
+    report = seckill.json("bench", "patterns", "--pattern", "tcc", "--concurrency", "1,4", "--seconds", "0.3")
+    cells = {(cell["orders_each"], cell["concurrency"]): cell for cell in report["cells"]}
+    assert list(cells) == [(1, 1), (1, 4), (500, 1), (500, 4)]
+    for cell in cells.values():
+        assert cell["confirmed_per_second"] == pytest.approx(cell["confirmed"] / cell["seconds"], rel=0.05)
+        assert 0 < cell["latency_ms"]["p50"] <= cell["latency_ms"]["p99"]
+        assert cell["connections"]["in_use_mean"] > 0
+        assert cell["transactions"] is None  # SQLite keeps no list of them
+    sums = report["sums"]
+    assert sums["confirmed"] == sums["sold"] == sums["order_rows"] >= sum(cell["confirmed"] for cell in report["cells"])
+    assert sums["frozen"] == 0
+
+
+def test_an_interrupted_measurement_tells_what_there_is(seckill: Seckill) -> None:
+    """Ctrl-C ends it with 130, and what has been measured by then is told; nobody has checked its sums."""
+    seckill.environment["SECKILL__LOG__LEVEL"] = "info"
+    concurrencies = ",".join(str(number) for number in range(1, 33))
+    running = seckill.start(
+        "bench", "patterns", "--pattern", "tcc", "--concurrency", concurrencies, "--seconds", "0.3", "--json"
+    )
+    until = time.monotonic() + 30
+    while "cell_measured" not in running.stderr:
+        assert time.monotonic() < until, running.stderr
+        assert running.process.poll() is None, running.stderr
+        time.sleep(0.05)
+    assert running.stop() == 130
+    report = json.loads(running.line())
+    assert 1 <= len(report["cells"]) < 32
+    assert report["sums"] is None
