@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from seckill.bench.pattern_figures import CellResult
+from seckill.settings import Pattern
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ def plot(results: Sequence[CellResult], file: Path) -> None:
     lines = _lines(results)
     for axes, (title, value) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
         for label, cells in lines.items():
-            _draw(axes, label, [(cell.cell.concurrency, value(cell.report())) for cell in cells])
+            _draw(axes, label, cells, value)
         _dress(axes, title)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
@@ -57,10 +58,19 @@ def _lines(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
     return found
 
 
-def _draw(axes: Axes, label: str, points: Sequence[tuple[int, float | None]]) -> None:
-    """What has no value is no point."""
-    known = [(at, value) for at, value in points if value is not None]
-    axes.plot([at for at, _ in known], [value for _, value in known], marker="o", label=label)
+def _draw(axes: Axes, label: str, results: Sequence[CellResult], value: Value) -> None:
+    """A colour for each pattern, dashes for many products, squares for groups. What has no value is no point."""
+    points = [(each.cell.concurrency, value(each.report())) for each in results]
+    known = [(at, figure) for at, figure in points if figure is not None]
+    first = results[0].cell
+    axes.plot(
+        [at for at, _ in known],
+        [figure for _, figure in known],
+        color=f"C{get_args(Pattern).index(first.pattern)}",
+        linestyle="--" if first.products > 1 else "-",
+        marker="s" if first.orders_each > 1 else "o",
+        label=label,
+    )
 
 
 def _dress(axes: Axes, title: str) -> None:

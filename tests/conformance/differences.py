@@ -62,7 +62,7 @@ _UNKNOWN_REFUSED = Difference(
     kinds=OURS,
     answers=[("Submit", "Aborted", "no trans with gid: {gid} found, cannot submit. FAILURE")],
     end=UNKNOWN,
-    listed="`Submit` of an unknown TCC gid is refused (`ABORTED`)",
+    listed="`Submit` of an unknown TCC or XA gid is refused (`ABORTED`)",
 )
 _FORGETS = "DTM marks the transaction as succeeded, and never repeats the call that has failed"
 _ANEW = "DTM calls all actions again, also those that have succeeded"

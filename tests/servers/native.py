@@ -231,6 +231,7 @@ class MariaDb(Process):
         return self.folder / "mariadb.sock"
 
     def prepare(self) -> None:
+        self._temporary.mkdir(parents=True, exist_ok=True)
         if (self.folder / "data").exists():
             return
         (self.folder / "users.sql").write_text(
@@ -251,7 +252,7 @@ class MariaDb(Process):
     def command(self) -> Sequence[str]:
         return (
             str(install.program("mariadbd")), "--no-defaults", f"--datadir={self.folder / 'data'}",
-            f"--socket={self.socket}", f"--pid-file={self.folder / 'mariadb.pid'}",
+            f"--socket={self.socket}", f"--pid-file={self.folder / 'mariadb.pid'}", f"--tmpdir={self._temporary}",
             f"--init-file={self.folder / 'users.sql'}", "--bind-address=127.0.0.1", f"--port={self.port}",
             "--skip-name-resolve", "--innodb-buffer-pool-size=256M", "--innodb-flush-log-at-trx-commit=1",
             "--innodb-log-file-size=128M", "--max-connections=600", "--performance-schema=OFF", *self._as_root(),
@@ -260,6 +261,11 @@ class MariaDb(Process):
 
     def answers(self) -> bool:
         return "ready for connections" in self.said()
+
+    @property
+    def _temporary(self) -> Path:
+        """A server that starts removes the temporary tables that it finds, those of a neighbour among them."""
+        return self.folder / "temporary"
 
     def _as_root(self) -> Sequence[str]:
         return ("--user=root",) if os.geteuid() == 0 else ()
