@@ -11,10 +11,13 @@ from __future__ import annotations
 import time
 
 import grpc
+import structlog
 from google.protobuf.empty_pb2 import Empty
 
 from seckill.domain.errors import OrderUnavailable, ProductUnavailable
 from seckill.wire import order_pb2_grpc, product_pb2, product_pb2_grpc
+
+log = structlog.get_logger()
 
 
 class PreparedBranches:
@@ -41,18 +44,18 @@ class PreparedBranches:
         try:
             reply = await self._product.PreparedXa(Empty(), timeout=self._timeout_s)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # of a version that knows no XA, while roles are renewed
-                return set()
-            raise ProductUnavailable(self._product_address, f"PreparedXa: {error.code().name}") from error
+            if not _shows_none(self._product_address, error):
+                raise ProductUnavailable(self._product_address, f"PreparedXa: {error.code().name}") from error
+            return set()
         return {branch.gid for branch in reply.branches}
 
     async def in_order(self) -> set[str]:
         try:
             reply = await self._order.PreparedXa(Empty(), timeout=self._timeout_s)
         except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                return set()
-            raise OrderUnavailable(self._order_address, f"PreparedXa: {error.code().name}") from error
+            if not _shows_none(self._order_address, error):
+                raise OrderUnavailable(self._order_address, f"PreparedXa: {error.code().name}") from error
+            return set()
         return {branch.gid for branch in reply.branches}
 
     async def ages_ms(self) -> dict[str, int]:
@@ -71,3 +74,13 @@ class PreparedBranches:
         except grpc.aio.AioRpcError as error:
             raise ProductUnavailable(self._product_address, f"ReservationsOfGid: {error.code().name}") from error
         return bool(reply.reservations)
+
+
+def _shows_none(address: str, error: grpc.aio.AioRpcError) -> bool:
+    """Whether there is nothing to be seen: no XA in that database or that version of the service, or no privilege to
+    look, which keeps nobody from looking after the other patterns.
+    """
+    if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+        log.warning("prepared_xa_hidden", address=address, detail=error.details())
+        return True
+    return error.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -30,7 +30,7 @@ from seckill.dtm.message_branch import RolledBack
 from seckill.dtm.protocol import BRANCH_ID, GID, OP, TRANS_TYPE, BranchContext, Metadata
 from seckill.dtm.saga_branch import ActionRefused, ActionTooLate
 from seckill.dtm.tcc_branch import DecisionLost, InvalidRequest, TryMissing, TryRefused, TryTooLate
-from seckill.dtm.xa_branch import XaBusy, XaMissing, XaRepeated, XaTooLate, XaUnsupported
+from seckill.dtm.xa_branch import XaBusy, XaHidden, XaMissing, XaRepeated, XaTooLate, XaUnsupported
 
 CONCURRENT_CALLS_MAX = 1_000
 """Calls in one server at a time; above it callers get RESOURCE_EXHAUSTED, which coordinators repeat."""
@@ -306,8 +306,8 @@ def _protocol_status(error: Exception) -> Status | None:
             return Status(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         case XaUnsupported():
             return Status(grpc.StatusCode.UNIMPLEMENTED, str(error))
-        case XaUnsupported():
-            return Status(grpc.StatusCode.UNIMPLEMENTED, str(error))
+        case XaHidden():
+            return Status(grpc.StatusCode.PERMISSION_DENIED, str(error))
         case OperationalError() | InterfaceError() | PoolTimeout() | Raced() | XaBusy():
             return Status(grpc.StatusCode.UNAVAILABLE, "the database cannot do this now")
         case _:

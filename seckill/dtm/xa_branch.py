@@ -43,6 +43,7 @@ BUSY_MS = 1_000
 
 RUNS_MAX, RUN_WAIT_S = 64, 3.0  # of an engine whose pool has no bounds
 
+_ACCESS_DENIED = 1227
 XAER_NOTA = 1397  # no such prepared transaction, for this connection
 _XA_RBROLLBACK, _XAER_RMFAIL, _XAER_DUPID, _XA_RBTIMEOUT, _XA_RBDEADLOCK = 1402, 1399, 1440, 1613, 1614
 _TRANSIENT = {_XA_RBROLLBACK, _XAER_RMFAIL, _XAER_DUPID, _XA_RBTIMEOUT, _XA_RBDEADLOCK}
@@ -91,6 +92,13 @@ class XaMissing(DtmError):
         self.context = context
 
 
+class XaHidden(DtmError):
+    """A database that does not show this user what is prepared: MySQL 8 wants the privilege XA_RECOVER_ADMIN."""
+
+    def __init__(self) -> None:
+        super().__init__("XA RECOVER is not allowed to this user of the database (MySQL: XA_RECOVER_ADMIN)")
+
+
 @dataclass(frozen=True, slots=True)
 class XaId:
     """A prepared branch, as the database lists it."""
@@ -133,8 +141,8 @@ class XaBranches:
     async def finish(self, context: BranchContext) -> None:
         """Op `commit` or `rollback`, once or repeated.
 
-        Raises XaBusy and OperationalError (to be repeated), DecisionLost after the other of the two, and XaMissing
-        for a commit without an action. After a rollback no action gets through any more.
+        Raises XaBusy, XaHidden and OperationalError (to be repeated), DecisionLost after the other of the two, and
+        XaMissing for a commit without an action. After a rollback no action gets through any more.
         """
         xid = self._xid(context)
         match context.op:
@@ -149,10 +157,7 @@ class XaBranches:
                 raise InvalidMetadata(OP, f"{other[:45]!r}, {COMMIT!r} or {ROLLBACK!r} ends a branch")
 
     async def prepared(self) -> list[XaId]:
-        """What is prepared in this database by this library and not yet ended.
-
-        MySQL 8 tells it to those alone who have the privilege XA_RECOVER_ADMIN.
-        """
+        """What is prepared in this database by this library and not yet ended. Raises XaHidden."""
         async with self._autocommitting() as connection:
             return await self._recover(connection)
 
@@ -194,7 +199,12 @@ class XaBranches:
         return False
 
     async def _recover(self, connection: AsyncConnection) -> list[XaId]:
-        rows = await connection.exec_driver_sql("XA RECOVER")
+        try:
+            rows = await connection.exec_driver_sql("XA RECOVER")
+        except DBAPIError as error:
+            if mysql_code(error) == _ACCESS_DENIED:
+                raise XaHidden from error
+            raise
         return [
             _xa_id(data, gtrid_length)
             for its_format, gtrid_length, _bqual_length, data in rows
