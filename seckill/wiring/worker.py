@@ -164,7 +164,8 @@ def reader_limits(settings: Settings, *, of_retry_topics: bool) -> WorkerLimits:
     worker = settings.worker
     limits = WorkerLimits(
         batch_max=worker.batch_max,
-        groups_per_sale_max=worker.groups_per_sale_max,
+        # An XA holds its sale's row from the first branch to the commit: a second group would only wait, and time out.
+        groups_per_sale_max=1 if settings.transaction.pattern == "xa" else worker.groups_per_sale_max,
         inflight_max=worker.inflight_max,
         poll_timeout_ms=worker.poll_timeout_ms,
         drain_timeout_ms=worker.drain_timeout_ms,

@@ -14,6 +14,7 @@ from seckill.dtm.protocol import GlobalTransaction, TransOptions
 from seckill.settings import Settings, SettingsError, load_settings, with_values
 from seckill.wiring import open_embedded, open_order, open_product, open_worker
 from seckill.wiring.checkout import require_xa
+from seckill.wiring.worker import reader_limits
 
 SERVER = SecretStr("mysql+asyncmy://user:secret@db:3306/seckill")
 FILE = SecretStr("sqlite+aiosqlite:///orders.db")
@@ -51,6 +52,14 @@ def test_xa_is_no_trouble_where_nothing_is_known_of_sqlite() -> None:
     require_xa(xa(), "product", "order")
     require_xa(xa(product=SERVER, order=SERVER), "product", "order")
     require_xa(with_values(xa(product=FILE), {"transaction": {"pattern": "saga"}}), "product", "order")
+
+
+def test_groups_of_a_sale_do_not_wait_for_each_other_in_xa() -> None:
+    """An XA keeps its sale's row locked until it is committed: a worker carries one group of a sale at a time then."""
+    settings = with_values(Settings(), {"worker": {"groups_per_sale_max": 4}})
+    assert reader_limits(settings, of_retry_topics=False).groups_per_sale_max == 4
+    of_xa = with_values(settings, {"transaction": {"pattern": "xa"}})
+    assert reader_limits(of_xa, of_retry_topics=False).groups_per_sale_max == 1
 
 
 @pytest.mark.parametrize("open_role", [open_product, open_order, open_worker, open_embedded])
