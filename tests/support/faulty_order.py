@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 
 import grpc
@@ -18,6 +18,7 @@ import structlog
 from seckill.draining import Drain
 from seckill.dtm.database import create_engine
 from seckill.dtm.serving import serve_on_database
+from seckill.dtm.xa_branch import XaBranches
 from seckill.log import configure_logging
 from seckill.ops import Readiness, serve_ops
 from seckill.order.service import NAMES, Context, OrderService, Sessions, status_of
@@ -30,8 +31,10 @@ log = structlog.get_logger()
 
 
 class FaultyOrders(OrderService):
-    def __init__(self, sessions: Sessions, product_id: int, buyers: Collection[int]) -> None:
-        super().__init__(sessions)
+    def __init__(
+        self, sessions: Sessions, xa: Callable[[], XaBranches], product_id: int, buyers: Collection[int]
+    ) -> None:
+        super().__init__(sessions, xa)
         self._product_id = product_id
         self._buyers = frozenset(buyers)
 
@@ -46,18 +49,20 @@ class FaultyOrders(OrderService):
 async def serve(settings: Settings, product_id: int, buyers: Collection[int]) -> None:
     """Until SIGTERM."""
     drain = Drain(settings.order.drain_timeout_ms)
+    engine = create_engine(
+        settings.order.database_url.get_secret_value(),
+        pool_size=settings.order.pool_size,
+        lock_wait_s=settings.order.lock_wait_s,
+    )
 
     def register(server: grpc.aio.Server, sessions: Sessions) -> None:
-        order_pb2_grpc.add_OrderServicer_to_server(FaultyOrders(sessions, product_id, buyers), server)
+        orders = FaultyOrders(sessions, partial(XaBranches, engine), product_id, buyers)
+        order_pb2_grpc.add_OrderServicer_to_server(orders, server)
 
     service = serve_on_database(
         settings.order.grpc,
         register,
-        engine=create_engine(
-            settings.order.database_url.get_secret_value(),
-            pool_size=settings.order.pool_size,
-            lock_wait_s=settings.order.lock_wait_s,
-        ),
+        engine=engine,
         require_schema=partial(require, "order"),
         names=NAMES,
         status_of=status_of,
