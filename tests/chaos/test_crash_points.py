@@ -1,7 +1,7 @@
 """At every crash point a role is killed, hangs or loses its connections; the stores then show what was promised.
 
-Real servers, our coordinator on MariaDB. A role is killed at every point; at one of four points it hangs as well, and
-at another one of four its connections are cut. `--all-crash-points` does every deed at every point; `--crash-table
+Real servers, our coordinator on MariaDB. A role is killed at every point; at one of six points it hangs as well, and
+at another one of six its connections are cut. `--all-crash-points` does every deed at every point; `--crash-table
 FILE` writes down how long each took to heal, which `-s` shows as it happens.
 """
 
@@ -65,7 +65,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def _deeds(number: int) -> list[Deed]:
     """Of the row of this number; the time of a run of all tests is what bounds them."""
-    return [Deed.KILL, *([], [Deed.HANG], [Deed.CUT], [])[number % 4]]
+    return [Deed.KILL, *{1: [Deed.HANG], 4: [Deed.CUT]}.get(number % 6, [])]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 import aiohttp
 
@@ -120,6 +121,8 @@ class SteadyBuyers:
         try:
             async with http.post(f"{front.url}/v1/orders", json=wish, headers=key) as response:
                 self.answers[str(response.status)] += 1
+                if response.status == HTTPStatus.REQUEST_TIMEOUT:
+                    return False  # this process was held up between its connecting and its sending
                 document = await response.json(content_type=None)
         except aiohttp.ClientConnectorError:
             self.answers["refused"] += 1  # nobody listens there; the balancer will see it as well
