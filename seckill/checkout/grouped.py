@@ -19,7 +19,7 @@ from structlog.contextvars import bound_contextvars
 from uuid_utils import uuid7
 
 from seckill.checkout.groups import cut, halves
-from seckill.checkout.plan import Broken, Outcomes, Plan, all_failed, all_undecided, broken
+from seckill.checkout.plan import Broken, Outcomes, Plan, all_failed, all_undecided, broken, order_item
 from seckill.checkout.reservations import (
     Reservation,
     Reservations,
@@ -284,13 +284,7 @@ class GroupCheckout(ABC, Generic[S]):
 
 def _order_request(orders: Sequence[Order]) -> order_pb2.CreateOrderRequest:
     first = orders[0]
-    items = [
-        order_pb2.Item(
-            order_id=order.key, user_id=order.user_id, quantity=order.quantity, admitted_at_ms=order.admitted_at_ms
-        )
-        for order in orders
-    ]
-    return order_pb2.CreateOrderRequest(pid=first.product_id, sale_id=first.sale_id, items=items)
+    return order_pb2.CreateOrderRequest(pid=first.product_id, sale_id=first.sale_id, items=map(order_item, orders))
 
 
 def _refused_orders(error: Refused) -> dict[bytes, str]:

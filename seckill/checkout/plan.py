@@ -22,6 +22,7 @@ from seckill.domain.order import Order, OrderId
 from seckill.domain.outcomes import Failed, Outcome, Undecided
 from seckill.dtm.errors import CallFailed, Refused
 from seckill.dtm.protocol import TransOptions
+from seckill.wire import order_pb2
 
 log = structlog.get_logger()
 
@@ -103,6 +104,13 @@ def broken(
     if error.code in TRANSIENT:
         return Broken(unavailable(target, f"{error.code.name} {error.detail}"), divisible)
     return Broken(BranchFailed(target, error.code.name, error.detail), divisible)
+
+
+def order_item(order: Order) -> order_pb2.Item:
+    """The order as the order service is told of it."""
+    return order_pb2.Item(
+        order_id=order.key, user_id=order.user_id, quantity=order.quantity, admitted_at_ms=order.admitted_at_ms
+    )
 
 
 def all_failed(orders: Sequence[Order], error: Exception) -> Outcomes:

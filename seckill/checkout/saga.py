@@ -15,7 +15,8 @@ from __future__ import annotations
 import structlog
 
 from seckill.checkout.orphans import End
-from seckill.checkout.plan import Plan
+from seckill.checkout.plan import Plan, order_item
+from seckill.checkout.reservations import items_of
 from seckill.checkout.single import Finished, Left, SingleCheckout, Unfinished
 from seckill.crashpoints import CrashPoint, reach
 from seckill.domain.errors import BranchFailed, SeckillError, TransactionCancelled
@@ -87,14 +88,10 @@ def product_step(plan: Plan) -> Step:
 
 
 def order_request(order: Order) -> order_pb2.AddOrderReq:
-    item = order_pb2.Item(
-        order_id=order.key, user_id=order.user_id, quantity=order.quantity, admitted_at_ms=order.admitted_at_ms
-    )
+    item = order_item(order)
     return order_pb2.AddOrderReq(productid=order.product_id, sale_id=order.sale_id, item=item)
 
 
 def product_request(order: Order) -> product_pb2.DecrStockRequest:
-    item = product_pb2.Item(
-        order_id=order.key, user_id=order.user_id, quantity=order.quantity, admitted_at_ms=order.admitted_at_ms
-    )
+    (item,) = items_of([order])
     return product_pb2.DecrStockRequest(id=order.product_id, sale_id=order.sale_id, item=item)
